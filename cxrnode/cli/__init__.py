@@ -1,0 +1,1 @@
+"""One file a command: parsing, printing, exit codes, nothing else."""

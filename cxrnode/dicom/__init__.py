@@ -1,0 +1,1 @@
+"""The DICOM standard, no policy of the node's stages."""

@@ -1,0 +1,48 @@
+"""The part of a source's header that its results need: kept in the store, so that a report never rereads a file."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+
+# patient, study, series and image references (PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.12.1, C.7.6.1) and the request
+KEPT = frozenset({
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC",
+    "PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "PatientBirthDate",
+    "PatientSex", "OtherPatientIDsSequence", "PatientAge", "PatientSize", "PatientWeight", "PatientComments",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "ProcedureCodeSequence", "ReferencedStudySequence",
+    "RequestAttributesSequence", "ReferencedPerformedProcedureStepSequence", "InstitutionName",
+    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "BodyPartExamined",
+    "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence", "PatientOrientation", "Laterality",
+    "FrameOfReferenceUID", "PositionReferenceIndicator",
+    "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "AcquisitionDate", "AcquisitionTime", "ContentDate",
+    "ContentTime", "Rows", "Columns", "PhotometricInterpretation", "Manufacturer", "ManufacturerModelName",
+    "NumberOfFrames",
+})  # fmt: skip
+
+
+def report_header(ds: Dataset) -> Dataset:
+    """A new data set with what the reports need of `ds`, pixel data and private elements left behind."""
+    header = Dataset()
+    for keyword in KEPT:
+        if keyword in ds:
+            header[keyword] = ds[keyword]
+    return header
+
+
+def header_to_bytes(header: Dataset) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, header)
+    return bytes(buffer.getvalue())
+
+
+def header_from_bytes(raw: bytes) -> Dataset:
+    from pydicom.filereader import read_dataset
+
+    return read_dataset(BytesIO(raw), is_implicit_VR=False, is_little_endian=True)

@@ -1,0 +1,1 @@
+"""Result objects: Structured Report, Grad-CAM secondary capture, and the node's own checker."""

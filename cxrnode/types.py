@@ -1,0 +1,165 @@
+"""What flows between the stages: frozen, slotted, keyword-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+
+class Reason(StrEnum):
+    """Why an item has no analysis. `.text` says it in words; `.in_report` whether its study's SR says it too."""
+
+    NOT_DICOM = "not_dicom"
+    TRUNCATED = "truncated"
+    MISSING_UID = "missing_uid"
+    NO_PIXELS = "no_pixels"
+    UNDECODABLE = "undecodable"
+    WRONG_MODALITY = "wrong_modality"
+    WRONG_BODY_PART = "wrong_body_part"
+    LATERAL = "lateral"
+    MULTI_FRAME = "multi_frame"
+    IMPLAUSIBLE_PIXELS = "implausible_pixels"
+    OWN_RESULT = "own_result"
+    NOT_AN_IMAGE = "not_an_image"
+    UNREADABLE_FILE = "unreadable_file"
+    NESTED_ARCHIVE = "nested_archive"
+    DICOMDIR = "dicomdir"
+    DECODER_CRASHED = "decoder_crashed"
+    INFERENCE_FAILED = "inference_failed"
+    RESULT_INVALID = "result_invalid"
+
+    @property
+    def text(self) -> str:
+        return _REASON_TEXT[self]
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.FAILED if self in _FAILURES else Outcome.NOT_ANALYSED
+
+    @property
+    def in_report(self) -> bool:
+        return self not in _UNREPORTED
+
+
+class Outcome(StrEnum):
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not_analysed"
+    FAILED = "failed"
+    DUPLICATE = "duplicate"
+
+
+_REASON_TEXT = {
+    Reason.NOT_DICOM: "not a DICOM file",
+    Reason.TRUNCATED: "the file is truncated",
+    Reason.MISSING_UID: "a mandatory UID is missing or invalid",
+    Reason.NO_PIXELS: "the object holds no pixel data",
+    Reason.UNDECODABLE: "the pixel data cannot be decoded",
+    Reason.WRONG_MODALITY: "not a projection radiograph (CR, DX, or SC that says chest)",
+    Reason.WRONG_BODY_PART: "not a radiograph of the chest",
+    Reason.LATERAL: "not a frontal view",
+    Reason.MULTI_FRAME: "the object holds several frames",
+    Reason.IMPLAUSIBLE_PIXELS: "the pixels are implausible for a radiograph",
+    Reason.OWN_RESULT: "a result that cxrnode itself made",
+    Reason.NOT_AN_IMAGE: "the object is not an image",
+    Reason.UNREADABLE_FILE: "the file cannot be read",
+    Reason.NESTED_ARCHIVE: "an archive inside an archive",
+    Reason.DICOMDIR: "a DICOMDIR (its files are analysed, it is not)",
+    Reason.DECODER_CRASHED: "the decoder crashed on this file",
+    Reason.INFERENCE_FAILED: "the engine failed on this image",
+    Reason.RESULT_INVALID: "the result object failed the node's own checks",
+}
+# a chest radiograph that should have had its result, or a file that may be one
+_FAILURES = {
+    Reason.TRUNCATED, Reason.UNDECODABLE, Reason.UNREADABLE_FILE, Reason.DECODER_CRASHED,
+    Reason.INFERENCE_FAILED, Reason.RESULT_INVALID, Reason.MISSING_UID,
+}  # fmt: skip
+# no study to report to, or nothing that a radiologist would look for in the study
+_UNREPORTED = {
+    Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE_FILE,
+    Reason.NESTED_ARCHIVE, Reason.DICOMDIR,
+}  # fmt: skip
+
+
+class Kind(StrEnum):
+    """Kinds of result object."""
+
+    SR = "sr"
+    CAPTURE = "capture"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why an image is not analysed; `detail` may add numbers and DICOM keywords, never patient data."""
+
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """A decoded radiograph, on its way to the engine and the capture."""
+
+    pixels: FloatArray  # [H, W] of the bundle's input, 0..1, dense bone white
+    preview: ByteArray  # [h, w] for the capture: the source's aspect ratio, long side <= 1024, 0 = black
+    rows: int  # of the source
+    columns: int
+    photometric_interpretation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one model said of one image."""
+
+    probabilities: tuple[float, ...]  # one a label of the bundle, rounded to 6 decimals
+    class_index: int
+    cam_max: float  # largest value of the raw Grad-CAM: the scale that the capture states
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult:
+    """One source image and what the node says of it: analysed (prediction) or not (rejection), never both."""
+
+    source: Dataset  # header without pixel data: what `dicom.header.report_header` keeps
+    pixel_digest: str  # sha256 of the encoded PixelData (of the file where there is none), hex
+    prediction: Prediction | None = None
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultObject:
+    """A result object that was validated and written."""
+
+    kind: Kind
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """One record of the ledger; hash = sha256 over prev_hash and the canonical JSON of the rest."""
+
+    seq: int
+    at: datetime
+    kind: str
+    actor: str
+    study_instance_uid: str | None
+    detail: dict[str, object]
+    prev_hash: str
+    hash: str

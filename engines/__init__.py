@@ -1,0 +1,1 @@
+"""Model bundles and the engines that run them. Imports neither cxrnode nor training."""

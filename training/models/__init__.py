@@ -1,0 +1,1 @@
+"""Trunks and heads, put together as a recipe names them."""
