@@ -5,9 +5,13 @@ CxrnodeError                 exit code 2: usage, configuration
 ├── ResultError              a result object that the node's own checker refused (never leaves the node)
 ├── StoreError               the database or the output folder is locked, foreign or broken
 └── StorageFullError         the disk is full; the work done so far is kept and can be resumed
+
+Rejected stands beside the tree: one item is not analysed, which is an outcome and no fault of the run.
 """
 
 from __future__ import annotations
+
+from cxrnode.types import Reason, Rejection
 
 
 class CxrnodeError(Exception):
@@ -34,3 +38,11 @@ class StorageFullError(CxrnodeError):
     """No space left (ENOSPC, EDQUOT, EFBIG) or not writable (EROFS, EACCES): resumable once mended."""
 
     exit_code = 1
+
+
+class Rejected(Exception):  # noqa: N818 (an outcome, not an error)
+    """This item is not analysed; the reason goes into the results, the study's SR and the ledger."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        self.rejection = Rejection(reason=reason, detail=detail)
+        super().__init__(self.rejection.text)
