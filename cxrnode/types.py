@@ -36,6 +36,8 @@ class Reason(StrEnum):
     DECODER_CRASHED = "decoder_crashed"
     INFERENCE_FAILED = "inference_failed"
     RESULT_INVALID = "result_invalid"
+    DUPLICATE = "duplicate"
+    UID_CONFLICT = "uid_conflict"
 
     @property
     def text(self) -> str:
@@ -43,6 +45,8 @@ class Reason(StrEnum):
 
     @property
     def outcome(self) -> Outcome:
+        if self is Reason.DUPLICATE:
+            return Outcome.DUPLICATE
         return Outcome.FAILED if self in _FAILURES else Outcome.NOT_ANALYSED
 
     @property
@@ -76,6 +80,8 @@ _REASON_TEXT = {
     Reason.DECODER_CRASHED: "the decoder crashed on this file",
     Reason.INFERENCE_FAILED: "the engine failed on this image",
     Reason.RESULT_INVALID: "the result object failed the node's own checks",
+    Reason.DUPLICATE: "the same instance with the same pixels was seen before",
+    Reason.UID_CONFLICT: "analysed, but another file with this SOP Instance UID has other pixel data",
 }
 # a chest radiograph that should have had its result, or a file that may be one
 _FAILURES = {
@@ -85,7 +91,7 @@ _FAILURES = {
 # no study to report to, or nothing that a radiologist would look for in the study
 _UNREPORTED = {
     Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE_FILE,
-    Reason.NESTED_ARCHIVE, Reason.DICOMDIR,
+    Reason.NESTED_ARCHIVE, Reason.DICOMDIR, Reason.DUPLICATE,
 }  # fmt: skip
 
 
@@ -149,6 +155,18 @@ class ResultObject:
     study_instance_uid: str
     path: Path
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A storage SCP that takes results."""
+
+    ae_title: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.ae_title}@{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

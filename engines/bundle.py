@@ -158,5 +158,7 @@ def _verify_file(folder: Path, name: str, digest: str) -> None:
     if Path(name).name != name or not path.is_file():
         raise EngineError(f"bundle file {path} is missing: copy the whole bundle folder again")
     if sha256_file(path) != digest:
-        raise EngineError(f"bundle file {path} does not match its sha256 in {MANIFEST}: it was changed or damaged; "
-                          "copy the bundle again from where it came")
+        raise EngineError(
+            f"bundle file {path} does not match its sha256 in {MANIFEST}: it was changed or damaged; "
+            "copy the bundle again from where it came"
+        )

@@ -8,7 +8,6 @@ from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-
 # patient, study, series and image references (PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.12.1, C.7.6.1) and the request
 KEPT = frozenset({
     "SpecificCharacterSet", "TimezoneOffsetFromUTC",

@@ -1,0 +1,48 @@
+"""The `cxrnode` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cxrnode import __version__
+from cxrnode.cli import models, run_batch
+from cxrnode.errors import CxrnodeError
+from engines.base import EngineError
+
+app = typer.Typer(
+    name="cxrnode",
+    help="Batch inference on chest radiographs for PACS/DICOM workflows. Research use only, not for diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run-batch")(run_batch.run_batch)
+app.add_typer(models.app, name="models")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cxrnode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line that says how to mend it, never a traceback."""
+    try:
+        app()
+    except (CxrnodeError, EngineError) as e:
+        sys.stderr.write(f"error: {e}\n")
+        sys.exit(getattr(e, "exit_code", 2))

@@ -1,0 +1,77 @@
+"""Intake for run-batch: every item of the archives, with the study that it belongs to, into the queue.
+
+The whole archive is scanned (headers only) before the first study is reported: a study's files may lie anywhere in
+it, and a study has one report.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from cxrnode.archive import Item, iter_items
+from cxrnode.pool import Pool, Task, WorkerCrashedError
+from cxrnode.store.database import Database
+from cxrnode.store.queue import NewItem, Queue
+from cxrnode.types import Reason, Rejection
+from cxrnode.workers import scan
+
+_CHUNK = 64  # items a task and a commit
+_AHEAD = 8  # chunks in the workers' hands
+
+
+def take_in(
+    archives: Sequence[Path],
+    *,
+    out: Path,
+    spool: Path,
+    database: Database,
+    queue: Queue,
+    pool: Pool,
+    on_scanned: Callable[[int], None],
+) -> None:
+    """Scan `archives` into the queue in archive order; items that an earlier run took in are passed over."""
+    items = chain.from_iterable(iter_items(a, spool=spool, skip=out) for a in archives)
+    pending: deque[tuple[list[Item], Task[list[NewItem]]]] = deque()
+    while chunk := list(islice(items, _CHUNK)):
+        fresh = _unknown(chunk, {i.path for waiting, _ in pending for i in waiting}, database, queue)
+        if fresh:
+            pending.append((fresh, pool.submit(scan, fresh)))
+        if len(pending) >= _AHEAD:
+            _store(*pending.popleft(), database, queue, pool, on_scanned)
+    while pending:
+        _store(*pending.popleft(), database, queue, pool, on_scanned)
+
+
+def _unknown(chunk: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
+    """What is neither in the store nor on its way there: a file may be named twice on the command line."""
+    with database.begin() as c:
+        known = queue.known_paths(c, [i.path for i in chunk]) | waiting
+    return list({i.path: i for i in chunk if i.path not in known}.values())
+
+
+def _store(
+    chunk: Sequence[Item],
+    task: Task[list[NewItem]],
+    database: Database,
+    queue: Queue,
+    pool: Pool,
+    on_scanned: Callable[[int], None],
+) -> None:
+    try:
+        scanned = pool.result(task)
+    except WorkerCrashedError:
+        scanned = [_scan_alone(item, pool) for item in chunk]
+    with database.begin() as c:
+        queue.add(c, scanned)
+    on_scanned(len(scanned))
+
+
+def _scan_alone(item: Item, pool: Pool) -> NewItem:
+    try:
+        return pool.result(pool.submit(scan, [item]))[0]
+    except WorkerCrashedError:
+        crashed = Rejection(reason=Reason.DECODER_CRASHED, detail="while its header was read")
+        return NewItem(path=item.path, location=item.location(), rejection=crashed)

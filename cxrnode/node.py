@@ -1,0 +1,280 @@
+"""Composition root: the only place that builds the concrete parts and puts them together."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from engines.load import make_engine
+
+from cxrnode import __version__
+from cxrnode.analyse import Analyser
+from cxrnode.archive import check_archive
+from cxrnode.deliver import deliver
+from cxrnode.errors import StoreError
+from cxrnode.intake_archive import take_in
+from cxrnode.pool import Pool
+from cxrnode.report.context import ReportContext
+from cxrnode.results import Results, counts, write_run
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue
+from cxrnode.store.spool import storage_errors, sweep_partial
+from cxrnode.types import Destination
+from cxrnode.workers import Output
+from engines.base import Engine
+from engines.bundle import Bundle, load_bundle
+
+LEDGER_NAME = "ledger.sqlite"
+_LOCK_NAME = ".lock"
+_OURS = (
+    "dicom",
+    "quarantine",
+    "spool",
+    "results.csv",
+    "run.json",
+    *(LEDGER_NAME + s for s in ("", "-wal", "-shm")),
+)
+_ACTOR = "run-batch"
+_LIBRARIES = (
+    "highdicom",
+    "imagecodecs",
+    "numpy",
+    "onnxruntime",
+    "opencv-python-headless",
+    "pydicom",
+    "pynetdicom",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    archives: tuple[Path, ...]
+    out: Path
+    bundle: str = "default"
+    engine: str = "auto"
+    batch_size: int = 16
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    restart: bool = False
+    send: Destination | None = None
+
+
+class Progress(Protocol):
+    """What a run tells whoever watches it."""
+
+    def phase(self, name: str, total: int | None) -> None: ...
+
+    def advance(self, n: int) -> None: ...
+
+
+@contextmanager
+def open_batch(options: BatchOptions, progress: Progress) -> Iterator[BatchRun]:
+    """Check everything that can be checked before any work, then open (or go on with) the run in `options.out`.
+
+    Raises CxrnodeError or EngineError.
+    """
+    for archive in options.archives:
+        check_archive(archive)
+    bundle = load_bundle(options.bundle)
+    with _exclusive(options.out):
+        if options.restart:
+            _wipe(options.out)
+        sweep_partial(options.out)
+        database = Database(options.out / LEDGER_NAME)
+        try:
+            yield BatchRun(options=options, bundle=bundle, database=database, progress=progress)
+        finally:
+            database.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchRun:
+    """One run over archives into one folder; what an earlier, interrupted call committed is gone on with."""
+
+    options: BatchOptions
+    bundle: Bundle
+    database: Database
+    progress: Progress
+    queue: Queue = field(default_factory=lambda: Queue(_ACTOR))
+    engine_name: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Results:
+        sent = str(self.options.send) if self.options.send else None
+        labels = [label.name for label in self.bundle.labels]
+        return Results(self.options.out, labels=labels, bundle=self.bundle.name, destination=sent)
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end and return what run.json says. However it ends, what is done is kept and told."""
+        started_at = self._start()
+        state = "failed"
+        try:
+            self._stages(started_at)
+            state = "complete"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            summary = self._finish(state, started_at)
+        return summary
+
+    def _stages(self, started_at: datetime) -> None:
+        with (
+            _active(make_engine(self.options.engine, self.bundle)) as engine,
+            _pool(self.options.workers) as pool,
+        ):
+            self.engine_name = engine.name
+            with self.database.begin() as c:
+                ledger.append(c, "engine_verified", actor=_ACTOR, engine=engine.name, bundle=self.bundle.digest)
+            with self._timed("scan"):
+                self._take_in(pool)
+            self.results.write_csv(self.database)
+            with self._timed("analyse"):
+                self._analyse(engine, pool, started_at)
+        shutil.rmtree(self.options.out / "spool", ignore_errors=True)
+        if self.options.send:
+            with self._timed("send"):
+                self._send(self.options.send)
+
+    def _take_in(self, pool: Pool) -> None:
+        self.progress.phase("scanning", None)
+        out = self.options.out
+        take_in(
+            self.options.archives, out=out, spool=out / "spool", database=self.database, queue=self.queue, pool=pool,
+            on_scanned=self.progress.advance,
+        )  # fmt: skip
+
+    def _analyse(self, engine: Engine, pool: Pool, started_at: datetime) -> None:
+        with self.database.begin() as c:
+            self.progress.phase("analysing", self.queue.count_waiting(c))
+        context = ReportContext(
+            bundle=self.bundle, engine=engine.name, analysed_at=started_at, software_version=__version__
+        )
+        Analyser(
+            database=self.database, queue=self.queue, pool=pool, engine=engine, context=context,
+            output=Output(root=self.options.out), batch_size=self.options.batch_size,
+            window=4 * self.options.workers, on_done=self.progress.advance,
+            on_reported=lambda study: self.results.append_study(self.database, study),
+        ).run()  # fmt: skip
+
+    def _send(self, destination: Destination) -> None:
+        self.progress.phase(f"sending to {destination}", None)
+        deliver(
+            destination, root=self.options.out, database=self.database, queue=self.queue,
+            on_sent=self.progress.advance,
+        )  # fmt: skip
+
+    def _start(self) -> datetime:
+        """Begin, or go on: the moment of the first start is part of every result."""
+        wanted = {"bundle": self.bundle.digest, "archives": [str(a.resolve()) for a in self.options.archives]}
+        with self.database.begin() as c:
+            found = self.queue.get_setting(c, "run")
+            if found and {k: found[k] for k in wanted} != wanted:
+                raise StoreError(
+                    f"{self.options.out} holds the results of another run (archives {', '.join(found['archives'])}; "
+                    f"bundle {found['bundle'][:12]}): choose another --out, or give --restart to begin anew"
+                )
+            run = found or wanted | {"started_at": datetime.now().astimezone().isoformat(timespec="seconds")}
+            self.queue.set_setting(c, "run", run)
+            ledger.append(
+                c, "run_resumed" if found else "run_started", actor=_ACTOR, software=__version__,
+                bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"],
+            )  # fmt: skip
+        return datetime.fromisoformat(run["started_at"])
+
+    def _finish(self, state: str, started_at: datetime) -> dict[str, Any]:
+        self.results.write_csv(self.database)
+        with self.database.begin() as c:
+            totals = counts(c)
+            ledger.append(c, f"run_{state}", actor=_ACTOR, **totals)
+        summary = {
+            "state": state,
+            **totals,
+            "started_at": started_at.isoformat(),
+            "ended_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": self.seconds,
+            "options": {
+                "archives": [str(a) for a in self.options.archives],
+                "engine": self.options.engine,
+                "batch_size": self.options.batch_size,
+                "workers": self.options.workers,
+                "send": str(self.options.send) if self.options.send else None,
+            },
+            "bundle": {
+                "name": self.bundle.name,
+                "version": self.bundle.manifest.version,
+                "digest": self.bundle.digest,
+            },
+            "engine": self.engine_name,
+            "versions": {"cxrnode": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _LIBRARIES},
+        }
+        write_run(self.options.out, summary)
+        return summary
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(time.monotonic() - start, 3)
+
+
+@contextmanager
+def _active(engine: Engine) -> Iterator[Engine]:
+    engine.activate()
+    try:
+        yield engine
+    finally:
+        engine.deactivate()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Pool]:
+    pool = Pool(workers, preload="cxrnode.workers")
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+@contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """The output folder, ours alone while we run. Raises StoreError where it is not to be had."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        foreign = {p.name for p in out.iterdir()} - {_LOCK_NAME}
+        if foreign and not (out / LEDGER_NAME).exists():
+            raise StoreError(f"--out {out} is not empty and holds no cxrnode run: choose a new or empty folder")
+        lock = (out / _LOCK_NAME).open("w")
+    except OSError as e:
+        raise StoreError(f"cannot use --out {out}: {e.strerror}. Choose a folder that you may write to") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"another cxrnode is writing to {out}: wait for it, or choose another --out") from None
+        yield
+
+
+def _wipe(out: Path) -> None:
+    """--restart: delete what a run makes, and nothing else."""
+    for name in _OURS:
+        path = out / name
+        with storage_errors(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""results.csv and run.json: what the store holds, as files a person or a script reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select
+
+from cxrnode.store.database import Database
+from cxrnode.store.queue import REPORTED
+from cxrnode.store.schema import delivery, instance, job, result
+from cxrnode.store.spool import open_atomic, storage_errors, write_atomic
+from cxrnode.types import Kind, Outcome, Reason, Rejection
+
+CSV_NAME, JSON_NAME = "results.csv", "run.json"
+_IDENTITY = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
+
+
+class Results:
+    """One row a file seen, in archive order; a row is there once its study has been reported."""
+
+    def __init__(self, root: Path, *, labels: Sequence[str], bundle: str, destination: str | None) -> None:
+        self._root = root
+        self._labels = list(labels)
+        self._bundle = bundle
+        self._destination = destination
+
+    @property
+    def columns(self) -> list[str]:
+        sent = ["sr_status", "capture_status"] if self._destination else []
+        p = [f"p_{label}" for label in self._labels]
+        made = ["bundle", "engine", "sr", "capture"]
+        return ["path", *_IDENTITY, "outcome", "reason", "class", *p, *made, *sent, "detail"]
+
+    def rows(self, c: Connection, study_instance_uid: str | None = None) -> Iterator[dict[str, Any]]:
+        sr, capture = result.alias(), result.alias()
+        sr_sent, capture_sent = delivery.alias(), delivery.alias()
+        query = (
+            select(
+                instance, job,
+                sr.c.path.label("sr_path"), capture.c.path.label("capture_path"),
+                sr_sent.c.status.label("sr_status"), capture_sent.c.status.label("capture_status"),
+            )
+            .join(job, job.c.id == instance.c.id)
+            .outerjoin(sr, and_(sr.c.study_instance_uid == job.c.study_instance_uid, sr.c.kind == Kind.SR.value))
+            .outerjoin(capture, capture.c.instance_id == instance.c.id)
+            .outerjoin(sr_sent, self._of(sr_sent, sr))
+            .outerjoin(capture_sent, self._of(capture_sent, capture))
+            .where(job.c.state == REPORTED)
+            .order_by(instance.c.id)
+        )  # fmt: skip
+        if study_instance_uid:
+            query = query.where(job.c.study_instance_uid == study_instance_uid)
+        for row in c.execute(query.execution_options(yield_per=500)).mappings():
+            yield self._row(dict(row))
+
+    def _of(self, sent: Any, made: Any) -> Any:
+        return and_(sent.c.result_uid == made.c.sop_instance_uid, sent.c.destination == (self._destination or ""))
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        analysed = row["outcome"] == Outcome.ANALYSED
+        reported = analysed or Reason(row["reason"]).in_report
+        probabilities = row["probabilities"] if analysed else []
+        return {
+            "path": row["path"],
+            **{k: row[k] or "" for k in _IDENTITY},
+            "outcome": row["outcome"],
+            "reason": row["reason"] or "",
+            "class": self._labels[row["class_index"]] if analysed else "",
+            **{f"p_{label}": f"{p:.6f}" for label, p in zip(self._labels, probabilities, strict=False)},
+            "bundle": self._bundle if analysed else "",
+            "engine": row["engine"] or "" if analysed else "",
+            "sr": (row["sr_path"] or "") if reported else "",
+            "capture": row["capture_path"] or "",
+            "sr_status": (row["sr_status"] or "") if reported else "",
+            "capture_status": row["capture_status"] or "",
+            "detail": row["detail"] or "",
+        }
+
+    def failures(self, c: Connection) -> Iterator[tuple[str, str]]:
+        """(path, why) of every failed item, and of every result that the destination did not take."""
+        failed = select(instance.c.path, job.c.reason, job.c.detail).join(job, job.c.id == instance.c.id)
+        failed = failed.where(job.c.outcome == Outcome.FAILED.value).order_by(instance.c.id)
+        for path, reason, detail in c.execute(failed):
+            yield path, Rejection(reason=Reason(reason), detail=detail or "").text
+        unsent = select(result.c.path, delivery.c.status).join(
+            result, result.c.sop_instance_uid == delivery.c.result_uid
+        )
+        unsent = unsent.where(delivery.c.delivered == 0, delivery.c.destination == (self._destination or ""))
+        for path, status in c.execute(unsent):
+            yield path, f"not delivered to {self._destination}: {status}"
+
+    def write_csv(self, database: Database) -> None:
+        """All rows, in archive order, in the place of what stood there."""
+        with open_atomic(self._root / CSV_NAME) as f, database.begin() as c:
+            text = io.TextIOWrapper(f, encoding="utf-8", newline="", write_through=True)
+            self.print_csv(self.rows(c), text)
+            text.detach()
+
+    def append_study(self, database: Database, study_instance_uid: str) -> None:
+        """The rows of a study that was just reported: results.csv can be followed while the run goes on."""
+        path = self._root / CSV_NAME
+        with storage_errors(path), database.begin() as c, path.open("a", newline="", encoding="utf-8") as f:
+            self._writer(f).writerows(self.rows(c, study_instance_uid))
+
+    def print_csv(self, rows: Iterator[dict[str, Any]], f: Any) -> None:
+        writer = self._writer(f)
+        writer.writeheader()
+        writer.writerows(rows)
+
+    def _writer(self, f: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(f, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
+
+
+def counts(c: Connection) -> dict[str, dict[str, int]]:
+    """How many items had each outcome, and each reason."""
+    outcomes: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    query = select(job.c.outcome, job.c.reason, func.count()).where(job.c.state == REPORTED)
+    for outcome, reason, n in c.execute(query.group_by(job.c.outcome, job.c.reason)):
+        outcomes[outcome] += n
+        reasons[reason or ""] += n
+    del reasons[""]
+    return {
+        "outcomes": {o.value: outcomes[o.value] for o in Outcome},
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def write_run(root: Path, run: dict[str, Any]) -> None:
+    write_atomic(root / JSON_NAME, (json.dumps(run, indent=2) + "\n").encode())

@@ -1,0 +1,180 @@
+"""What runs in the worker processes: reading headers, decoding, making and writing result objects.
+
+Each function takes and gives plain data that pickles, and is a pure function of it but for the file it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pydicom import Dataset
+
+from cxrnode.archive import Item, is_nested, open_item, read_item
+from cxrnode.dicom.header import header_from_bytes, header_to_bytes, report_header
+from cxrnode.dicom.pixels import load_grey
+from cxrnode.dicom.read import pixel_digest, read_header, read_instance
+from cxrnode.dicom.select import select
+from cxrnode.errors import Rejected, ResultError
+from cxrnode.report.capture import build_capture
+from cxrnode.report.check import check_result, encode
+from cxrnode.report.context import ReportContext
+from cxrnode.report.sr import build_sr
+from cxrnode.store.queue import NewItem
+from cxrnode.store.spool import write_atomic
+from cxrnode.types import (
+    ByteArray,
+    FloatArray,
+    ImageResult,
+    Kind,
+    Prediction,
+    PreparedImage,
+    Reason,
+    Rejection,
+    ResultObject,
+)
+from engines.bundle import InputShape
+from engines.preprocess import prepare
+
+cv2.setNumThreads(1)  # one image a process; the processes fill the cores
+
+PREVIEW_LONG_SIDE = 1024
+_MAGIC = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """An item that was read: who it is, and its picture, or why there is none."""
+
+    header: bytes | None = None
+    series_instance_uid: str | None = None
+    sop_instance_uid: str | None = None
+    pixel_digest: str | None = None
+    image: PreparedImage | None = None
+    rejection: Rejection | None = None
+
+
+def scan(items: Sequence[Item]) -> list[NewItem]:
+    """Find out which study each item belongs to, from its header alone."""
+    return [_scan_one(item) for item in items]
+
+
+def _scan_one(item: Item) -> NewItem:
+    if item.rejection:
+        return NewItem(path=item.path, location=item.location(), rejection=item.rejection)
+    try:
+        with open_item(item.location()) as f:
+            if item.kind != "file" and is_nested(f.read(_MAGIC)):
+                raise Rejected(Reason.NESTED_ARCHIVE, "unpack it and give it as an archive of its own")
+            f.seek(0)
+            header = read_header(f)
+    except Rejected as e:
+        return NewItem(path=item.path, location=item.location(), rejection=e.rejection)
+    return NewItem(path=item.path, location=item.location(), study_instance_uid=str(header.StudyInstanceUID))
+
+
+def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
+    """Read, gate and decode one item, down to the network's input and the capture's preview."""
+    try:
+        raw = read_item(location)
+    except Rejected as e:
+        return Decoded(rejection=e.rejection)
+    try:
+        ds = read_instance(raw)
+    except Rejected as e:
+        return _unreadable(raw, e.rejection)
+    identity = _identity(ds, pixel_digest(ds))
+    if rejection := select(ds):
+        return Decoded(**identity, rejection=rejection)
+    try:
+        return Decoded(**identity, image=_picture(ds, shape))
+    except Rejected as e:
+        return Decoded(**identity, rejection=e.rejection)
+
+
+def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
+    """A file whose header is sound and whose pixels are not still belongs to a study, whose report must say so."""
+    try:
+        ds = read_header(BytesIO(raw))
+    except Rejected:
+        return Decoded(rejection=rejection)
+    return Decoded(**_identity(ds, sha256(raw).hexdigest()), rejection=select(ds) or rejection)
+
+
+def _identity(ds: Dataset, digest: str) -> dict[str, Any]:
+    return {
+        "header": header_to_bytes(report_header(ds)),
+        "series_instance_uid": str(ds.SeriesInstanceUID),
+        "sop_instance_uid": str(ds.SOPInstanceUID),
+        "pixel_digest": digest,
+    }
+
+
+def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
+    grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE)
+    return PreparedImage(
+        pixels=prepare(grey.pixels, shape.rows, shape.columns),
+        preview=np.rint(grey.pixels * 255).astype(np.uint8),
+        rows=grey.rows,
+        columns=grey.columns,
+        photometric_interpretation=grey.photometric_interpretation,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where results go; paths in the store are relative to `root`."""
+
+    root: Path
+
+    def object_path(self, study_instance_uid: str, kind: Kind, uid: str) -> Path:
+        return self.root / "dicom" / study_instance_uid / f"{kind.value}-{uid}.dcm"
+
+    def quarantine_path(self, uid: str) -> Path:
+        return self.root / "quarantine" / f"{uid}.dcm"
+
+
+def make_capture(
+    output: Output,
+    context: ReportContext,
+    decoded: Decoded,
+    preview: ByteArray,
+    cam: FloatArray,
+    said: Prediction,
+) -> ResultObject:
+    """Build, check and write the Grad-CAM capture of one image. Raises ResultError, StorageFullError."""
+    assert decoded.header is not None  # noqa: S101 (an image always has its header)
+    assert decoded.pixel_digest is not None  # noqa: S101
+    image = ImageResult(source=header_from_bytes(decoded.header), pixel_digest=decoded.pixel_digest, prediction=said)
+    return _write(output, Kind.CAPTURE, build_capture(image, preview, cam, context), [image])
+
+
+def make_sr(output: Output, context: ReportContext, images: Sequence[ImageResult]) -> ResultObject:
+    """Build, check and write the one SR of a study. Raises ResultError, StorageFullError."""
+    return _write(output, Kind.SR, build_sr(images, context), images)
+
+
+def _write(output: Output, kind: Kind, ds: Dataset, images: Sequence[ImageResult]) -> ResultObject:
+    uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
+    data = encode(ds)
+    try:
+        check_result(ds, images)
+    except ResultError:
+        write_atomic(output.quarantine_path(uid), data)
+        raise
+    path = output.object_path(study, kind, uid)
+    write_atomic(path, data)
+    return ResultObject(
+        kind=kind,
+        sop_class_uid=str(ds.SOPClassUID),
+        sop_instance_uid=uid,
+        study_instance_uid=study,
+        path=path.relative_to(output.root),
+        sha256=sha256(data).hexdigest(),
+    )
