@@ -20,6 +20,7 @@ from rich.table import Table
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE
 from cxrnode.node import BatchOptions, BatchRun, open_batch
+from cxrnode.results import CSV_NAME
 from cxrnode.types import Destination
 
 _MAX_TABLE_ROWS = 50
@@ -87,8 +88,9 @@ def run_batch(
             progress.close()
         _print(run, summary, output_format, quiet=quiet)
         with run.database.begin() as c:
-            failed = 0
-            for failed, (path, why) in enumerate(run.results.failures(c), start=1):
+            failed = False
+            for path, why in run.results.failures(c):
+                failed = True
                 sys.stderr.write(f"failed: {path}: {why}\n")
     raise typer.Exit(1 if failed else 0)
 

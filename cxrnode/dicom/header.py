@@ -6,6 +6,7 @@ from io import BytesIO
 
 from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
 # patient, study, series and image references (PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.12.1, C.7.6.1) and the request
@@ -42,6 +43,4 @@ def header_to_bytes(header: Dataset) -> bytes:
 
 
 def header_from_bytes(raw: bytes) -> Dataset:
-    from pydicom.filereader import read_dataset
-
     return read_dataset(BytesIO(raw), is_implicit_VR=False, is_little_endian=True)

@@ -103,7 +103,7 @@ class Queue:
             .join(job, job.c.id == instance.c.id)
             .where(instance.c.sop_instance_uid == sop_instance_uid, job.c.outcome != Outcome.DUPLICATE.value)
         )
-        return {digest: path for digest, path in c.execute(query)}
+        return {row.pixel_digest: row.path for row in c.execute(query)}
 
     def finish(self, c: Connection, finding: Finding) -> None:
         """received -> analysed, with the identity, the outcome, the capture and the ledger record."""
@@ -142,7 +142,7 @@ class Queue:
         return list(c.execute(query.order_by(job.c.study_instance_uid)).scalars())
 
     def study_images(self, c: Connection, study_instance_uid: str) -> list[ImageResult]:
-        """What the study's report speaks of, in archive order: analysed, or not analysed with a reason for the report."""
+        """What the study's report speaks of, in archive order: analysed, or not with a reason."""
         query = (
             select(instance, job)
             .join(job, job.c.id == instance.c.id)

@@ -1,0 +1,48 @@
+# Two commands are all a newcomer needs: `make demo`, then `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless
+
+.PHONY: demo test lint peers bench-batch bench-engines clean
+
+demo: $(VENV)/core
+	$(BIN)/python deploy/demo/demo.py demo-out
+
+test: lint peers
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+# The real peers that the interop tests talk to. Where they cannot be installed, those tests are skipped, loudly;
+# CXRNODE_REQUIRE=interop turns the skips into failures.
+peers:
+	@missing=$$(for p in $(PEERS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  if ! command -v apt-get >/dev/null; then echo "no apt-get: interop tests will be skipped; they want" $$missing; \
+	  else run=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+	    { $$run apt-get update -q && DEBIAN_FRONTEND=noninteractive $$run apt-get install -yq --no-install-recommends $$missing; } \
+	    || echo "cannot install" $$missing ": interop tests will be skipped"; fi; fi
+
+# pair it with nothing else running: it times
+bench-batch: $(VENV)/dev
+	$(BIN)/python -m tests.bench.batch
+
+bench-engines: $(VENV)/dev
+	$(BIN)/python -m tests.bench.engines_cpu
+
+$(VENV)/core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e . pydicom-data==1.0.0
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/python -m pip install -q -e '.[dev,train]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,47 @@
+"""Encapsulated pixel data: a sequence of items (PS3.5 section A.4); the first is the offset table."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from cxrnode.errors import Rejected
+from cxrnode.types import Reason
+
+_ITEM = 0xE000FFFE  # the tag (FFFE,E000) as one little-endian word
+_DELIMITER = 0xE0DDFFFE
+
+
+def walk(value: bytes) -> int:
+    """The offset of the sequence delimitation item. Raises Rejected(TRUNCATED), or UNDECODABLE at a foreign tag."""
+    for _start, end in _items(value):
+        at = end
+    return at
+
+
+def fragments(value: bytes) -> Iterator[memoryview]:
+    """The fragments without the offset table. `value` ends before its delimiter, as pydicom holds it."""
+    view = memoryview(value)
+    spans = _items(value, delimited=False)
+    next(spans, None)
+    for start, end in spans:
+        yield view[start:end]
+
+
+def _items(value: bytes, *, delimited: bool = True) -> Iterator[tuple[int, int]]:
+    at, size = 0, len(value)
+    while delimited or at + 8 <= size:
+        if at + 8 > size:
+            raise Rejected(Reason.TRUNCATED, "the encapsulated pixel data have no end")
+        tag, length = struct.unpack_from("<LL", value, at)
+        at += 8
+        if tag == _DELIMITER:
+            if delimited:
+                yield at - 8, at - 8
+            return
+        if tag != _ITEM:
+            raise Rejected(Reason.UNDECODABLE, "the encapsulated pixel data are no sequence of items")
+        if length > size - at:
+            raise Rejected(Reason.TRUNCATED, "the encapsulated pixel data end inside a fragment")
+        yield at, at + length
+        at += length

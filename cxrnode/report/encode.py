@@ -1,0 +1,27 @@
+"""A result as the bytes of a DICOM file (PS3.10 section 7.1). The store writes them."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID
+
+IMPLEMENTATION_VERSION_NAME = "CXRNODE"  # SH: no version in it, so that a repeat repeats the bytes
+
+
+def encode(ds: Dataset) -> bytes:
+    """`ds` as a Part 10 file, explicit VR little endian; equal data sets give equal bytes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    ds.file_meta = meta
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    return buffer.getvalue()
