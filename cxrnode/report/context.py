@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+import numpy as np
+
 from cxrnode.dicom.uids import derive_uid
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult, Kind, Prediction
-from engines.bundle import Bundle, Code, Label
+from engines.bundle import GOLDEN, Bundle, Code, Label
 
 DEFAULT_LONG_SIDE = 1024
 
@@ -99,3 +101,25 @@ def finding_of(bundle: Bundle, prediction: Prediction) -> Label | None:
 def finding_word(bundle: Bundle, prediction: Prediction) -> str:
     label = finding_of(bundle, prediction)
     return "undetermined" if label is None else label.name
+
+
+def map_reference(bundle: Bundle) -> float | None:
+    """The raw Grad-CAM value that full colour stands for, of the model and not of an image; None where unknown.
+
+    `calibration.cam_reference` of the manifest, else the median of the golden maps' maxima.
+    """
+    if bundle.digest not in _REFERENCES:  # a manifest is not hashable, its digest stands for it
+        _REFERENCES[bundle.digest] = _read_map_reference(bundle)
+    return _REFERENCES[bundle.digest]
+
+
+_REFERENCES: dict[str, float | None] = {}
+
+
+def _read_map_reference(bundle: Bundle) -> float | None:
+    stated = bundle.manifest.calibration.get("cam_reference")
+    if isinstance(stated, int | float) and stated > 0:
+        return float(stated)
+    if not (bundle.folder / GOLDEN).is_file():
+        return None
+    return float(np.median(bundle.golden().output.cam.max(axis=(1, 2)))) or None

@@ -40,9 +40,9 @@ class Header:
         self._ds = ds
         terms = _terms(_first_bytes_or_text(ds, "SpecificCharacterSet"))
         if inherited is not None and not any(terms):
-            self.character_set, self.encodings = inherited.character_set, inherited.encodings
-        else:
-            self.character_set, self.encodings = terms, _encodings(terms)
+            terms = inherited.character_set
+        self.character_set: tuple[str, ...] = terms
+        self.encodings: list[str] = _encodings(terms)
 
     def values(self, keyword: str) -> list[str]:
         """All values as text, unchecked; [] where the element is absent or holds no text."""
@@ -57,6 +57,10 @@ class Header:
             return ""
         text = "\\".join(values) if vr in {"ST", "LT", "UT"} else values[0]
         return clean(text, vr)
+
+    def can_encode(self, text: str) -> bool:
+        """Whether `text` survives being written under this header's character set and read again."""
+        return text.isascii() or _survives(text, self.character_set)
 
     def items(self, keyword: str) -> list[Header]:
         """The items of a sequence; [] where the element is absent or no sequence."""
@@ -167,7 +171,7 @@ def _person_name(text: str) -> str:
 def _date(text: str) -> str:
     digits = text.replace(".", "").replace("-", "")[:8]
     try:
-        return datetime.strptime(digits, "%Y%m%d").strftime("%Y%m%d") if len(digits) == 8 else ""  # noqa: DTZ007
+        return datetime.strptime(digits, "%Y%m%d").strftime("%Y%m%d") if len(digits) == 8 else ""
     except ValueError:
         return ""
 

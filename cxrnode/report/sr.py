@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydicom import Dataset
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, RESEARCH_USE
 from cxrnode.report.common import check_images, finish, frame_of_reference, lead_of, new_object, reading_order
 from cxrnode.report.content import (
-    CONCEPT_MOD, OBS_CONTEXT, code, container, dcm, num, reference, sct, sop_reference, text, uidref,
+    CONCEPT_MOD,
+    OBS_CONTEXT,
+    code,
+    container,
+    dcm,
+    num,
+    reference,
+    sct,
+    sop_reference,
+    text,
+    uidref,
 )  # fmt: skip
 from cxrnode.report.context import ReportContext, finding_of, finding_word, state_of
 from cxrnode.report.source import Header, ascii_text
@@ -21,7 +31,7 @@ COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 TITLE = dcm("126000", "Imaging Measurement Report")
 PROCEDURE_REPORTED = dcm("121058", "Procedure reported")
 CHEST_X_RAY = sct("399208008", "Plain chest X-ray")
-IMAGING = sct("363679005", "Imaging")
+IMAGING = sct("363679005", "Imaging procedure")
 SUMMARY = dcm("121111", "Summary")
 COMMENT = dcm("121106", "Comment")
 RUN_STATUS = dcm("111017", "CAD Processing and Findings Summary")
@@ -106,7 +116,8 @@ def summary_text(ordered: Sequence[ImageResult], context: ReportContext) -> str:
     analysed = sum(i.prediction is not None for i in ordered)
     lines = [RESEARCH_USE, f"{analysed} of {len(ordered)} images analysed by {ascii_text(context.model)}."]
     if analysed < len(ordered):
-        lines.append(f"{len(ordered) - analysed} NOT ANALYSED: nothing is said about them, they must not be read as normal.")
+        missing = len(ordered) - analysed
+        lines.append(f"{missing} NOT ANALYSED: nothing is said about them, they must not be read as normal.")
     if len({Header(i.source).get("PatientID") for i in ordered}) > 1:
         lines.append("CAUTION: the images of this study carry different patient IDs.")
     lines += [f"Image {n}: {image_text(image, context)}" for n, image in enumerate(ordered, 1)]

@@ -1,0 +1,88 @@
+"""The Grad-CAM capture: a Secondary Capture Image (PS3.3 A.8.1), the courtesy copy beside the report."""
+
+from __future__ import annotations
+
+from pydicom import Dataset
+
+from cxrnode.dicom.identity import RESEARCH_USE
+from cxrnode.errors import ResultError
+from cxrnode.report.common import check_images, finish, new_object
+from cxrnode.report.content import code_item, dcm, sop_reference
+from cxrnode.report.context import DEFAULT_LONG_SIDE, ReportContext, finding_word
+from cxrnode.report.overlay import draw_overlay
+from cxrnode.report.source import Header, ascii_text
+from cxrnode.types import ByteArray, FloatArray, ImageResult, Kind
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+GRAD_CAM = dcm("130403", "Gradient-weighted class activation")
+SOURCE_FOR_PROCESSING = dcm("121322", "Source image for image processing operation")
+_ORIENTATIONS = {"A", "P", "L", "R", "H", "F"}
+
+
+def build_capture(
+    image: ImageResult,
+    preview: ByteArray,
+    cam: FloatArray,
+    context: ReportContext,
+    *,
+    long_side: int = DEFAULT_LONG_SIDE,
+) -> Dataset:
+    """The capture of one analysed image, without file meta (see `encode`).
+
+    preview: uint8 [h, w], cam: raw float32 [ch, cw]: see `draw_overlay`. Raises ResultError where the image was not
+    analysed or lacks a UID; never for a dirty header.
+    """
+    check_images([image])
+    if image.prediction is None:
+        raise ResultError("an image that was not analysed has no capture")
+    source = Header(image.source)
+    ds = new_object(
+        context, source, kind=Kind.CAPTURE, sop_class_uid=SECONDARY_CAPTURE,
+        sop_instance_uid=context.capture_uid(image, long_side),
+    )  # fmt: skip
+    ds.ConversionType = "WSD"
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.BurnedInAnnotation = "NO"
+    ds.RecognizableVisualFeatures = "NO"
+    ds.BodyPartExamined = "CHEST"
+    ds.PatientOrientation = _orientation(source)
+    ds.InstanceNumber = int(source.get("InstanceNumber") or 1)
+    ds.ImageComments = f"{finding_word(context.bundle, image.prediction)}. {RESEARCH_USE}"
+    _set_derivation(ds, source, context)
+    _set_pixels(ds, draw_overlay(preview, cam, image.prediction, context, long_side=long_side))
+    return finish(ds, source, [])
+
+
+def _orientation(source: Header) -> list[str] | str:
+    """Patient Orientation (PS3.3 C.7.6.1.1.1), type 2C: empty where the source does not say."""
+    values = [v.strip() for v in source.values("PatientOrientation")]
+    valid = len(values) == 2 and all(0 < len(v) <= 3 and set(v) <= _ORIENTATIONS for v in values)
+    return values if valid else ""
+
+
+def _set_derivation(ds: Dataset, source: Header, context: ReportContext) -> None:
+    """General Reference module (PS3.3 C.12.4) and Common Instance Reference (C.12.2)."""
+    reference = sop_reference(source.get("SOPClassUID"), source.get("SOPInstanceUID"))
+    reference.PurposeOfReferenceCodeSequence = [code_item(SOURCE_FOR_PROCESSING)]
+    ds.SourceImageSequence = [reference]
+    ds.DerivationDescription = (
+        f"Grad-CAM of {ascii_text(context.model)} over the radiograph, windowed and resized. {RESEARCH_USE}"
+    )[:1024]
+    ds.DerivationCodeSequence = [code_item(GRAD_CAM)]
+    series = Dataset()
+    series.SeriesInstanceUID = source.get("SeriesInstanceUID")
+    series.ReferencedInstanceSequence = [sop_reference(source.get("SOPClassUID"), source.get("SOPInstanceUID"))]
+    ds.ReferencedSeriesSequence = [series]
+
+
+def _set_pixels(ds: Dataset, picture: ByteArray) -> None:
+    """Image Pixel module (PS3.3 C.7.6.3): colour-by-pixel RGB, padded to an even length (PS3.5 section 8.1.1)."""
+    ds.Rows, ds.Columns = picture.shape[:2]
+    ds.SamplesPerPixel = 3
+    ds.PhotometricInterpretation = "RGB"
+    ds.PlanarConfiguration = 0
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelRepresentation = 0
+    pixels = picture.tobytes()
+    ds.PixelData = pixels + b"\x00" * (len(pixels) % 2)

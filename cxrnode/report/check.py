@@ -1,0 +1,88 @@
+"""The node's own checker: what leaves the node was validated by the node (design rule 7).
+
+The public validators do not notice a missing Tracking UID, Algorithm Version or Procedure Reported, evidence in the
+wrong sequence, or a report that says nothing of an image. This one does; each rule has a test that breaks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pydicom import Dataset
+
+from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME
+from cxrnode.dicom.uids import is_valid_uid
+from cxrnode.errors import ResultError
+from cxrnode.report.capture import SECONDARY_CAPTURE
+from cxrnode.report.check_capture import capture_findings
+from cxrnode.report.check_sr import sr_findings
+from cxrnode.report.common import TYPE_2, inherited, lead_of
+from cxrnode.report.encode import encode
+from cxrnode.report.source import Header
+from cxrnode.report.sr import COMPREHENSIVE_3D_SR
+from cxrnode.types import ImageResult
+
+__all__ = ["check_result", "encode"]
+_FILLED = (
+    "DeviceSerialNumber", "SoftwareVersions", "SeriesDescription", "SeriesNumber", "InstanceNumber",
+    "ContentDate", "ContentTime",
+)  # fmt: skip
+
+
+def check_result(ds: Dataset, images: Sequence[ImageResult]) -> None:
+    """Check a report or a capture against the images it speaks of. Raises ResultError that lists every finding."""
+    findings = [*_common_findings(ds, images)]
+    sop_class = ds.get("SOPClassUID")
+    if sop_class == COMPREHENSIVE_3D_SR:
+        findings += sr_findings(ds, images)
+    elif sop_class == SECONDARY_CAPTURE:
+        findings += capture_findings(ds, images)
+    else:
+        findings.append(f"SOP Class UID {sop_class} is no result's")
+    if findings:
+        raise ResultError(f"result {ds.get('SOPInstanceUID')} failed its checks: " + "; ".join(findings))
+
+
+def _common_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
+    if not images:
+        yield "no images to check against"
+        return
+    yield from _identity_findings(ds, [Header(i.source) for i in images])
+    yield from _inheritance_findings(ds, Header(lead_of(images).source))
+    yield from _equipment_findings(ds)
+
+
+def _identity_findings(ds: Dataset, sources: Sequence[Header]) -> Iterator[str]:
+    taken = {s.get(k) for s in sources for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")}
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        uid = ds.get(keyword)
+        if not is_valid_uid(uid):
+            yield f"{keyword} is invalid"
+        elif uid in taken:
+            yield f"{keyword} is the source's"
+    if any(ds.get("StudyInstanceUID") != s.get("StudyInstanceUID") for s in sources):
+        yield "StudyInstanceUID differs from the source's"
+
+
+def _inheritance_findings(ds: Dataset, lead: Header) -> Iterator[str]:
+    """Patient and study attributes equal the source's, as they come out of the bytes."""
+    written, expected = Header(ds), inherited(lead)
+    for keyword in TYPE_2:
+        if keyword not in ds:
+            yield f"{keyword} (type 2) is absent"
+    for keyword, value in expected.items():
+        if written.get(keyword) != value:
+            yield f"{keyword} differs from the source's"
+    if not all(written.can_encode(value) for value in expected.values()):
+        yield "SpecificCharacterSet does not hold the patient's and the study's texts"
+
+
+def _equipment_findings(ds: Dataset) -> Iterator[str]:
+    if ds.get("Manufacturer") != MANUFACTURER or ds.get("ManufacturerModelName") != MODEL_NAME:
+        yield "Manufacturer or ManufacturerModelName is not the node's: its loop guard would not know the object"
+    for keyword in _FILLED:
+        if not ds.get(keyword):
+            yield f"{keyword} is empty"
+    equipment = ds.get("ContributingEquipmentSequence") or []
+    if not any(is_valid_uid(item.get("DeviceUID")) for item in equipment):
+        yield "ContributingEquipmentSequence names no model (Device UID)"
