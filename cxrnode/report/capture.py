@@ -85,4 +85,4 @@ def _set_pixels(ds: Dataset, picture: ByteArray) -> None:
     ds.HighBit = 7
     ds.PixelRepresentation = 0
     pixels = picture.tobytes()
-    ds.PixelData = pixels + b"\x00" * (len(pixels) % 2)
+    ds.add_new("PixelData", "OB", pixels + b"\x00" * (len(pixels) % 2))

@@ -12,8 +12,8 @@ from cxrnode.types import ImageResult
 
 _FIXED = {
     "ConversionType": "WSD", "BurnedInAnnotation": "NO", "RecognizableVisualFeatures": "NO",
-    "BodyPartExamined": "CHEST", "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8,
-    "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0,
+    "BodyPartExamined": "CHEST", "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0,
+    "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0,
 }  # fmt: skip
 
 

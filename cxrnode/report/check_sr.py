@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 
 from cxrnode.dicom.identity import RESEARCH_USE
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.report import sr
 from cxrnode.report.common import reading_order
+from cxrnode.report.content import CONCEPT_CODE, CONCEPT_NAME
 from cxrnode.report.context import State
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult, Prediction
@@ -18,13 +22,14 @@ from engines.bundle import Code
 
 def sr_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
     """Everything that is wrong with `ds` as the report on `images`."""
-    yield from _document_findings(ds)
+    root = _Node(ds)
+    yield from _document_findings(ds, root)
     yield from _evidence_findings(ds, images)
-    yield from _root_findings(ds, images)
-    groups = [g for c in _children(ds, sr.MEASUREMENTS) for g in _children(c, sr.GROUP)]
+    yield from _root_findings(root, images)
+    groups = [g for measurements in root.all(sr.MEASUREMENTS) for g in measurements.all(sr.GROUP)]
     if len(groups) != len(images):
         yield f"{len(groups)} measurement groups for {len(images)} images"
-    uids = [_value(g, sr.TRACKING_UID) for g in groups]
+    uids = [g.text(sr.TRACKING_UID) for g in groups]
     if len(set(uids)) != len(uids):
         yield "two measurement groups share a Tracking UID"
     for number, (group, image) in enumerate(zip(groups, reading_order(images), strict=False), 1):
@@ -32,12 +37,12 @@ def sr_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
             yield f"image {number}: {finding}"
 
 
-def _document_findings(ds: Dataset) -> Iterator[str]:
+def _document_findings(ds: Dataset, root: _Node) -> Iterator[str]:
     for keyword, expected in {"CompletionFlag": "COMPLETE", "VerificationFlag": "UNVERIFIED", "Modality": "SR"}.items():
         if ds.get(keyword) != expected:
             yield f"{keyword} is {ds.get(keyword)!r}, not {expected!r}"
     template = ds.get("ContentTemplateSequence") or [Dataset()]
-    if template[0].get("TemplateIdentifier") != "1500" or not _named(ds, sr.TITLE):
+    if template[0].get("TemplateIdentifier") != "1500" or root.name != _key(sr.TITLE):
         yield "the root is no TID 1500 Imaging Measurement Report"
 
 
@@ -58,21 +63,20 @@ def _evidence_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[s
         yield "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images"
 
 
-def _root_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
-    procedure = _code(ds, sr.PROCEDURE_REPORTED)
-    if procedure is None or not all(procedure):
+def _root_findings(root: _Node, images: Sequence[ImageResult]) -> Iterator[str]:
+    if not all(root.code_of(sr.PROCEDURE_REPORTED)):
         yield "Procedure Reported is missing"
-    if not is_valid_uid(_value(ds, sr.OBSERVER_UID)):
+    if not is_valid_uid(root.text(sr.OBSERVER_UID)):
         yield "Device Observer UID is missing"
-    if not _status_fits(_code(ds, sr.RUN_STATUS), images):
+    if not _status_fits(root.code_of(sr.RUN_STATUS), images):
         yield "the run status does not fit the images"
-    yield from _summary_findings(_value(ds, sr.SUMMARY), images)
+    yield from _summary_findings(root.text(sr.SUMMARY), images)
 
 
-def _status_fits(status: tuple[str, ...] | None, images: Sequence[ImageResult]) -> bool:
+def _status_fits(status: tuple[str, str], images: Sequence[ImageResult]) -> bool:
     analysed = sum(i.prediction is not None for i in images)
     some = {"111241", "111242"} if analysed == len(images) else {"111243", "111244"}
-    return status is not None and status[0] in (some if analysed else {"111245"})
+    return status[0] in (some if analysed else {"111245"})
 
 
 def _summary_findings(summary: str, images: Sequence[ImageResult]) -> Iterator[str]:
@@ -92,16 +96,16 @@ def _summary_findings(summary: str, images: Sequence[ImageResult]) -> Iterator[s
             yield f"the summary does not say why image {number} was not analysed"
 
 
-def _group_findings(group: Dataset, image: ImageResult) -> Iterator[str]:
-    if not _value(group, sr.TRACKING_IDENTIFIER) or not is_valid_uid(_value(group, sr.TRACKING_UID)):
+def _group_findings(group: _Node, image: ImageResult) -> Iterator[str]:
+    if not group.text(sr.TRACKING_IDENTIFIER) or not is_valid_uid(group.text(sr.TRACKING_UID)):
         yield "Tracking Identifier or Tracking UID is missing"
     for name in (sr.ALGORITHM_NAME, sr.ALGORITHM_VERSION, sr.ALGORITHM_PARAMETERS, sr.ALGORITHM_MANUFACTURER):
-        if not _value(group, name):
+        if not group.text(name):
             yield f"{name.meaning} is missing"
     source = Header(image.source)
     if _references(group) != [(source.get("SOPClassUID"), source.get("SOPInstanceUID"))]:
         yield "it does not reference its source image"
-    if _code(group, sr.IMAGE_STATUS) != _key(sr.image_status(image)):
+    if group.code_of(sr.IMAGE_STATUS) != _key(sr.image_status(image)):
         yield "its status does not fit its outcome"
     if image.rejection is not None:
         yield from _rejected_findings(group, sr.not_analysed_text(image.rejection))
@@ -109,15 +113,15 @@ def _group_findings(group: Dataset, image: ImageResult) -> Iterator[str]:
         yield from _prediction_findings(group, image.prediction)
 
 
-def _rejected_findings(group: Dataset, reason: str) -> Iterator[str]:
-    if reason not in _value(group, sr.COMMENT):
+def _rejected_findings(group: _Node, reason: str) -> Iterator[str]:
+    if reason not in group.text(sr.COMMENT):
         yield "the reason why it was not analysed is missing"
-    if _children(group, sr.FINDING) or _children(group, sr.PROBABILITY):
+    if group.all(sr.FINDING) or group.all(sr.PROBABILITY):
         yield "it was not analysed and still has a finding"
 
 
-def _prediction_findings(group: Dataset, prediction: Prediction) -> Iterator[str]:
-    found = [_number(item) for item in _children(group, sr.PROBABILITY)]
+def _prediction_findings(group: _Node, prediction: Prediction) -> Iterator[str]:
+    found = [_number(item) for item in group.all(sr.PROBABILITY)]
     if not all(0 <= p <= 1 for p in found):
         yield "a probability is outside 0..1"
     expected = prediction.probabilities
@@ -126,60 +130,90 @@ def _prediction_findings(group: Dataset, prediction: Prediction) -> Iterator[str
     yield from _verdict_findings(group, len(expected))
 
 
-def _verdict_findings(group: Dataset, labels: int) -> Iterator[str]:
+def _verdict_findings(group: _Node, labels: int) -> Iterator[str]:
     """Each label has its verdict, and the finding is one that is present (or undetermined where none is)."""
-    verdicts = {}
-    for item in group.get("ContentSequence") or []:
-        values = item.get("ConceptCodeSequence") or []
-        if values and _key_of(values[0]) in _STATES:
-            verdicts[_key_of((item.get("ConceptNameCodeSequence") or [Dataset()])[0])] = _key_of(values[0])
-    finding = _code(group, sr.FINDING)
+    verdicts = {node.name: node.code for node in group.every() if node.code in _STATES}
     verdicts.pop(_key(sr.FINDING), None)
     if len(verdicts) != labels:
         yield f"{len(verdicts)} verdicts for {labels} labels"
     present = {label for label, state in verdicts.items() if state == _key(State.PRESENT.value)}
-    if finding not in (present or {_key(sr.UNDETERMINED)}):
+    if group.code_of(sr.FINDING) not in (present or {_key(sr.UNDETERMINED)}):
         yield "the finding does not follow from the verdicts"
 
 
 _STATES = {(s.value.value, s.value.scheme) for s in State}
 
 
+class _Node:
+    """A content item with its children by concept name: a report is searched often, and pydicom reads slowly."""
+
+    __slots__ = ("_children", "code", "item", "name")
+
+    def __init__(self, item: Dataset) -> None:
+        self.item = item
+        self.name = _code_in(item, CONCEPT_NAME)
+        self.code = _code_in(item, CONCEPT_CODE)
+        self._children: dict[tuple[str, str], list[_Node]] = {}
+        for child in item.get("ContentSequence") or []:
+            node = _Node(child)
+            self._children.setdefault(node.name, []).append(node)
+
+    def all(self, name: Code) -> list[_Node]:
+        return self._children.get(_key(name), [])
+
+    def every(self) -> Iterator[_Node]:
+        for nodes in self._children.values():
+            yield from nodes
+
+    def text(self, name: Code) -> str:
+        """Text or UID of the first child called `name`, or ""."""
+        return next((str(n.item.get("TextValue") or n.item.get("UID") or "") for n in self.all(name)), "")
+
+    def code_of(self, name: Code) -> tuple[str, str]:
+        return next((n.code for n in self.all(name)), _NO_CODE)
+
+
+_NO_CODE = ("", "")
+
+
 def _key(code: Code) -> tuple[str, str]:
     return code.value, code.scheme
 
 
-def _key_of(item: Dataset) -> tuple[str, str]:
-    return str(item.get("CodeValue") or item.get("LongCodeValue") or ""), str(item.get("CodingSchemeDesignator") or "")
+def _code_in(item: Dataset, tag: int) -> tuple[str, str]:
+    """Value and scheme of the first code in the sequence at `tag`; two empty texts where there is none."""
+    if tag not in item:
+        return _NO_CODE
+    element = item.get_item(tag)
+    if isinstance(element.value, bytes):
+        return _encoded_code(tag, element.value)
+    return _first_code(element.value)
 
 
-def _named(item: Dataset, name: Code) -> bool:
-    return any(_key_of(c) == _key(name) for c in item.get("ConceptNameCodeSequence") or [])
+@lru_cache(maxsize=512)
+def _encoded_code(tag: int, value: bytes) -> tuple[str, str]:
+    item = Dataset()
+    item[tag] = RawDataElement(BaseTag(tag), "SQ", len(value), value, 0, False, True)
+    return _first_code(item[tag].value)
 
 
-def _children(item: Dataset, name: Code) -> list[Dataset]:
-    return [c for c in item.get("ContentSequence") or [] if _named(c, name)]
+def _first_code(items: Sequence[Dataset] | None) -> tuple[str, str]:
+    for item in items or []:
+        return str(item.get("CodeValue") or item.get("LongCodeValue") or ""), str(
+            item.get("CodingSchemeDesignator") or ""
+        )
+    return _NO_CODE
 
 
-def _value(item: Dataset, name: Code) -> str:
-    """Text or UID of the first child called `name`, or ""."""
-    return next((str(c.get("TextValue") or c.get("UID") or "") for c in _children(item, name)), "")
-
-
-def _code(item: Dataset, name: Code) -> tuple[str, str] | None:
-    codes = (_key_of(v) for c in _children(item, name) for v in c.get("ConceptCodeSequence") or [])
-    return next(codes, None)
-
-
-def _number(item: Dataset) -> float:
-    measured = item.get("MeasuredValueSequence") or [Dataset()]
+def _number(node: _Node) -> float:
+    measured = node.item.get("MeasuredValueSequence") or [Dataset()]
     value = measured[0].get("NumericValue")
     return float("nan") if value is None else float(value)
 
 
-def _references(group: Dataset) -> list[tuple[str, str]]:
+def _references(group: _Node) -> list[tuple[str, str]]:
     return [
         (str(ref.get("ReferencedSOPClassUID")), str(ref.get("ReferencedSOPInstanceUID")))
-        for item in group.get("ContentSequence") or []
-        for ref in item.get("ReferencedSOPSequence") or []
+        for node in group.every()
+        for ref in node.item.get("ReferencedSOPSequence") or []
     ]

@@ -7,11 +7,18 @@ three other readers), but checking each item's type as they do costs more than t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from pydicom import Dataset
+from pydicom.charset import default_encoding
+from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_sequence_item
+from pydicom.tag import BaseTag
 
 from engines.bundle import Code
 
+CONCEPT_NAME, CONCEPT_CODE, UNITS_CODE = 0x0040A043, 0x0040A168, 0x004008EA
 CONTAINS, CONCEPT_MOD, OBS_CONTEXT = "CONTAINS", "HAS CONCEPT MOD", "HAS OBS CONTEXT"
 NO_UNITS = Code(value="1", scheme="UCUM", meaning="no units")
 
@@ -24,9 +31,37 @@ def sct(value: str, meaning: str) -> Code:
     return Code(value=value, scheme="SCT", meaning=meaning)
 
 
+def new_item() -> Dataset:
+    """An empty sequence item, marked as explicit VR little endian, which spares pydicom a pass over it."""
+    item = Dataset()
+    item.set_original_encoding(False, True, default_encoding)
+    return item
+
+
+def set_code(item: Dataset, tag: int, code: Code) -> None:
+    """Put a sequence of one code into `item`.
+
+    A code in ASCII goes in already encoded: two thirds of a report's elements are such codes, always the same ones,
+    and pydicom takes longer to write them than everything else. It parses them only for whoever reads them.
+    """
+    if code.meaning.isascii():
+        item[tag] = _encoded(tag, code)
+    else:
+        item.add_new(tag, "SQ", [code_item(code)])
+
+
+@lru_cache(maxsize=512)
+def _encoded(tag: int, code: Code) -> RawDataElement:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_sequence_item(buffer, code_item(code), [default_encoding])
+    value = buffer.getvalue()
+    return RawDataElement(BaseTag(tag), "SQ", len(value), value, 0, False, True)
+
+
 def code_item(code: Code) -> Dataset:
     """Code Sequence Macro (PS3.3 table 8.8-1): a value over 16 characters is a Long Code Value."""
-    item = Dataset()
+    item = new_item()
     if len(code.value) <= 16:
         item.CodeValue = code.value
     else:
@@ -44,7 +79,7 @@ def text(name: Code, value: str, relation: str = CONTAINS) -> Dataset:
 
 def code(name: Code, value: Code, relation: str = CONTAINS, children: Iterable[Dataset] = ()) -> Dataset:
     item = _item("CODE", name, relation, children)
-    item.ConceptCodeSequence = [code_item(value)]
+    set_code(item, CONCEPT_CODE, value)
     return item
 
 
@@ -57,9 +92,9 @@ def uidref(name: Code, value: str, relation: str = CONTAINS) -> Dataset:
 def num(name: Code, value: str, children: Iterable[Dataset] = ()) -> Dataset:
     """A number without units; `value` is a DS."""
     item = _item("NUM", name, CONTAINS, children)
-    measured = Dataset()
+    measured = new_item()
     measured.NumericValue = value
-    measured.MeasurementUnitsCodeSequence = [code_item(NO_UNITS)]
+    set_code(measured, UNITS_CODE, NO_UNITS)
     item.MeasuredValueSequence = [measured]
     return item
 
@@ -71,7 +106,7 @@ def reference(name: Code, sop_class_uid: str, sop_instance_uid: str, *, is_image
 
 
 def sop_reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
-    item = Dataset()
+    item = new_item()
     item.ReferencedSOPClassUID = sop_class_uid
     item.ReferencedSOPInstanceUID = sop_instance_uid
     return item
@@ -83,7 +118,7 @@ def container(
     item = _item("CONTAINER", name, relation, children)
     item.ContinuityOfContent = "SEPARATE"
     if template is not None:
-        identified = Dataset()
+        identified = new_item()
         identified.MappingResource = "DCMR"
         identified.TemplateIdentifier = template
         item.ContentTemplateSequence = [identified]
@@ -91,11 +126,11 @@ def container(
 
 
 def _item(value_type: str, name: Code, relation: str | None, children: Iterable[Dataset] = ()) -> Dataset:
-    item = Dataset()
+    item = new_item()
     if relation is not None:
         item.RelationshipType = relation
     item.ValueType = value_type
-    item.ConceptNameCodeSequence = [code_item(name)]
+    set_code(item, CONCEPT_NAME, name)
     content = list(children)
     if content:
         item.ContentSequence = content

@@ -22,6 +22,8 @@ def encode(ds: Dataset) -> bytes:
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     ds.file_meta = meta
+    # nothing in `ds` has a VR that depends on other elements, so pydicom may spare its search for such elements
+    ds.set_original_encoding(False, True, ds._character_set)
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)
     return buffer.getvalue()

@@ -24,7 +24,7 @@ from cxrnode.types import ByteArray, FloatArray, Prediction
 COLOUR_MAP = cv2.COLORMAP_INFERNO  # perceptually even, and readable for colour-blind people
 WARNING = "NOT FOR DIAGNOSTIC USE - research use only"
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_WHITE, _GREY, _AMBER, _BAND = (245, 245, 245), (175, 175, 175), (255, 196, 64), (16, 18, 22)
+_WHITE, _GREY, _AMBER, _BAND = (245, 245, 245), (175, 175, 175), (255, 196, 64), 18
 _MIN_WIDTH = 640  # of the picture at long side 1024: the words need it
 _TOP, _BOTTOM = 118, 92  # heights of the bands, at long side 1024
 _OPAQUE = 0.6  # the radiograph always shines through
@@ -82,8 +82,8 @@ def draw_overlay(
     layout = Layout.of(preview.shape[0], preview.shape[1], long_side)
     strength = float(cam.max(initial=0.0))
     top_of_scale = max(map_reference(context.bundle) or 0.0, strength)
-    canvas = np.full((layout.height, layout.width, 3), _BAND, np.uint8)
-    canvas[layout.top : layout.top + layout.image_height] = 0
+    canvas = np.zeros((layout.height, layout.width, 3), np.uint8)
+    canvas[: layout.top] = canvas[layout.top + layout.image_height :] = _BAND
     grey = cv2.resize(preview, (layout.image_width, layout.image_height), interpolation=_interpolation(preview, layout))
     picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     if strength > 0:
@@ -97,15 +97,19 @@ def draw_overlay(
 
 
 def _interpolation(preview: ByteArray, layout: Layout) -> int:
-    return cv2.INTER_AREA if preview.shape[0] > layout.image_height else cv2.INTER_LINEAR
+    """Area averaging is slow and only better where several pixels become one."""
+    return cv2.INTER_AREA if preview.shape[0] >= 2 * layout.image_height else cv2.INTER_LINEAR
 
 
 def _heat(cam: FloatArray, layout: Layout, top_of_scale: float) -> ByteArray:
-    """The map over the radiograph, uint8 [H, W]: 255 is the top of the scale."""
-    scaled = np.clip(cam / top_of_scale, 0, 1).astype(np.float32)
+    """The map over the radiograph, uint8 [H, W]: 255 is the top of the scale.
+
+    Cubic to 64 times 64 for a smooth shape, linear from there: a twentieth of the time of cubic all the way.
+    """
+    scaled = cv2.resize(cam / np.float32(top_of_scale), (64, 64), interpolation=cv2.INTER_CUBIC)
+    levels = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     size = (layout.image_width, layout.image_height)
-    large = cv2.resize((scaled * 255).astype(np.uint8), size, interpolation=cv2.INTER_CUBIC)
-    return np.asarray(large, np.uint8)
+    return np.asarray(cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _blend(picture: ByteArray, heat: ByteArray) -> ByteArray:
