@@ -1,0 +1,260 @@
+"""Pixel data -> sample codes: the stored bits of each pixel as an unsigned number, whatever the transfer syntax.
+
+Signed samples are held in offset binary (code = value + 2**(bits - 1)), so that one unsigned type serves all, and so
+that averaging and table look-up need no special case.
+
+Two ways lead there: a fast decoder for each common encoding of grey images, and pydicom's pixel machinery with its
+plugins for everything else and wherever the fast one fails. Both give the same codes; only JPEG 2000 may be decoded at
+a reduced resolution, which its wavelet offers nearly for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import cv2
+import imagecodecs
+import jpeg_ls  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom import Dataset
+from pydicom import uid as uids
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from rle.utils import decode_pixel_data as decode_rle
+
+from cxrnode.dicom.codestream import Codestream, describe
+from cxrnode.dicom.fragments import fragments
+from cxrnode.dicom.read import DAMAGE
+from cxrnode.errors import Rejected
+from cxrnode.types import Reason
+
+CodeArray = npt.NDArray[Any]  # uint8 or uint16
+
+MAX_PIXELS = 16384 * 16384
+GREY = ("MONOCHROME1", "MONOCHROME2")
+_NATIVE = (uids.ImplicitVRLittleEndian, uids.ExplicitVRLittleEndian, uids.DeflatedExplicitVRLittleEndian)
+_CODEC_ERRORS = (*DAMAGE, RuntimeError, imagecodecs.DelayedImportError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The Image Pixel module (PS3.3 section C.7.6.3), checked."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int  # 8 or 16
+    stored: int  # 1..allocated
+    high_bit: int
+    signed: bool
+    photometric: str
+
+    @property
+    def grey(self) -> bool:
+        return self.samples == 1 and self.photometric in GREY
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("u1") if self.allocated == 8 else np.dtype("<u2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codes:
+    """codes: [h, w], smaller than the source only after a reduced decoding; `bits` of each are used."""
+
+    codes: CodeArray
+    bits: int
+    offset: int  # stored value = code - offset
+    colour: bool = False  # luminance of a colour image: modality and VOI LUT do not apply
+
+
+def layout(ds: Dataset) -> Layout:
+    """Raises Rejected: NO_PIXELS, MULTI_FRAME, IMPLAUSIBLE_PIXELS (size), UNDECODABLE (a contradictory module)."""
+    require_pixels(ds)
+    allocated = _integer(ds, "BitsAllocated")
+    stored = _integer(ds, "BitsStored", allocated)
+    found = Layout(
+        rows=_integer(ds, "Rows"), columns=_integer(ds, "Columns"), samples=_integer(ds, "SamplesPerPixel", 1),
+        allocated=allocated, stored=stored, high_bit=_integer(ds, "HighBit", stored - 1),
+        signed=_integer(ds, "PixelRepresentation", 0) == 1,
+        photometric=str(ds.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper(),
+    )  # fmt: skip
+    if _integer(ds, "NumberOfFrames", 1) > 1:
+        raise Rejected(Reason.MULTI_FRAME, f"{ds.NumberOfFrames} frames")
+    if not 0 < found.rows * found.columns <= MAX_PIXELS:
+        raise Rejected(Reason.IMPLAUSIBLE_PIXELS, f"{found.columns} x {found.rows} pixels")
+    if allocated not in (8, 16) or not 1 < stored <= allocated or not stored - 1 <= found.high_bit < allocated:
+        raise Rejected(Reason.UNDECODABLE, f"{stored} bits of {allocated}, high bit {found.high_bit}")
+    return found
+
+
+def require_pixels(ds: Dataset) -> None:
+    """Raises Rejected(NO_PIXELS) for a data set without Pixel Data, or with empty ones."""
+    if "PixelData" not in ds or not ds.PixelData:
+        raise Rejected(Reason.NO_PIXELS)
+
+
+def decode(ds: Dataset, found: Layout, *, long_side: int, fast: bool = True) -> Codes:
+    """The codes of a single-frame image, whose long side is not reduced below `long_side`.
+
+    fast=False takes pydicom's way: the reference that the fast one is tested against. Raises Rejected(TRUNCATED),
+    Rejected(UNDECODABLE).
+    """
+    if not ds["PixelData"].is_undefined_length:
+        return _decode_native(ds, found, fast=fast)
+    frame = b"".join(fragments(ds.PixelData))
+    stream = describe(frame)
+    if stream is not None and (stream.rows, stream.columns) != (found.rows, found.columns):
+        raise Rejected(Reason.UNDECODABLE, f"the codestream holds {stream.columns} x {stream.rows} pixels")
+    failures = []
+    if fast and found.grey:
+        try:
+            codes = _decode_fast(frame, stream, found, long_side)
+            if codes is not None:
+                return codes
+        except _CODEC_ERRORS as error:
+            failures.append(_said(error))
+    try:
+        return _decode_by_pydicom(ds, found, stream)
+    except _CODEC_ERRORS as error:
+        failures.append(_said(error))
+    syntax = stream.syntax if stream is not None else uids.UID(ds.file_meta.TransferSyntaxUID)
+    raise Rejected(Reason.UNDECODABLE, f"{syntax.name}: {'; '.join(failures)}")
+
+
+def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
+    expected = found.rows * found.columns * found.samples * found.allocated // 8
+    if found.photometric == "YBR_FULL_422":
+        expected = expected * 2 // 3
+    if len(ds.PixelData) < expected:
+        raise Rejected(Reason.TRUNCATED, f"{len(ds.PixelData)} of {expected} bytes of pixel data")
+    if fast and found.grey and ds.file_meta.TransferSyntaxUID in _NATIVE:
+        words = np.frombuffer(ds.PixelData, found.dtype, count=found.rows * found.columns)
+        return _codes(words.reshape(found.rows, found.columns), found, found.allocated)
+    try:
+        return _decode_by_pydicom(ds, found, None)
+    except _CODEC_ERRORS as error:
+        raise Rejected(Reason.UNDECODABLE, f"native pixel data: {_said(error)}") from None
+
+
+def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, long_side: int) -> Codes | None:
+    """None where no fast decoder is known to give the same as pydicom."""
+    if stream is None:
+        return _codes(_rle(frame, found), found, found.allocated) if frame[:1] in b"\x01\x02" else None
+    if stream.components != 1 or not stream.complete:
+        return None
+    if stream.syntax == uids.JPEG2000:
+        return _jpeg2000(frame, stream, found, long_side)
+    if stream.syntax == uids.JPEGLSLossless:
+        return _codes(_jpegls(frame, stream), found, stream.precision)
+    return _codes(_two_dimensional(imagecodecs.jpeg8_decode(frame)), found, stream.precision)
+
+
+def _rle(frame: bytes, found: Layout) -> npt.NDArray[Any]:
+    raw = decode_rle(
+        frame, version=2, bits_allocated=found.allocated, rows=found.rows, columns=found.columns, byteorder="<"
+    )
+    return np.frombuffer(raw, found.dtype).reshape(found.rows, found.columns)
+
+
+def _jpegls(frame: bytes, stream: Codestream) -> npt.NDArray[Any]:
+    raw, info = jpeg_ls.decode_pixel_data(frame)
+    dtype = "u1" if info["bits_per_sample"] <= 8 else "<u2"
+    return np.frombuffer(raw, dtype).reshape(stream.rows, stream.columns)
+
+
+def _two_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.ndim != 2:
+        raise ValueError(f"{array.ndim} dimensions")
+    return array
+
+
+def _jpeg2000(frame: bytes, stream: Codestream, found: Layout, long_side: int) -> Codes | None:
+    """Pillow scales the samples to 8 or 16 bits and holds signed ones in offset binary."""
+    if stream.precision != found.stored or stream.signed != found.signed:
+        return None
+    with Image.open(BytesIO(frame), formats=["JPEG2000"]) as image:
+        if image.mode not in ("L", "I;16"):
+            return None
+        # Pillow's attribute of JPEG 2000 images shadows the method of all others
+        setattr(image, "reduce", reduction(max(found.rows, found.columns), long_side))  # noqa: B010
+        image.load()
+        array = np.asarray(image)
+    full = 8 if image.mode == "L" else 16
+    codes = np.right_shift(array, full - found.stored) if full > found.stored else array
+    return Codes(codes=codes, bits=found.stored, offset=_offset(found))
+
+
+def reduction(source: int, target: int) -> int:
+    """How often a side can be halved without falling below `target`, at most five times (a stream's usual levels)."""
+    halvings = 0
+    while halvings < 5 and (source + (2 << halvings) - 1) // (2 << halvings) >= target:
+        halvings += 1
+    return halvings
+
+
+def _decode_by_pydicom(ds: Dataset, found: Layout, stream: Codestream | None) -> Codes:
+    syntax = ds.file_meta.TransferSyntaxUID if stream is None else _agreed(stream, ds.file_meta.TransferSyntaxUID)
+    array, _ = get_decoder(syntax).as_array(ds, index=0)
+    if found.grey:
+        precision = found.allocated if stream is None else stream.precision
+        return _codes(_two_dimensional(array), found, precision)
+    if found.photometric == "PALETTE COLOR":
+        array = apply_color_lut(array, ds)
+    return _luminance(array)
+
+
+def _agreed(stream: Codestream, declared: uids.UID) -> uids.UID:
+    """The codestream knows better than the header which family it is of; within it the header may be right."""
+    families = (
+        {uids.JPEGLossless, uids.JPEGLosslessSV1}, {uids.JPEGLSLossless, uids.JPEGLSNearLossless},
+        {uids.JPEG2000, uids.JPEG2000Lossless}, {uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit},
+    )  # fmt: skip
+    same = any(stream.syntax in family and declared in family for family in families)
+    return declared if same else stream.syntax
+
+
+def _luminance(array: npt.NDArray[Any]) -> Codes:
+    """ITU-R BT.601 luminance of RGB [h, w, 3], as OpenCV and Pillow weigh it."""
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{array.dtype} {array.shape} is no RGB image")
+    grey = cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY)
+    return Codes(codes=grey, bits=8 * grey.dtype.itemsize, offset=0, colour=True)
+
+
+def _offset(found: Layout) -> int:
+    return 1 << (found.stored - 1) if found.signed else 0
+
+
+def _codes(words: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
+    """Cut the stored bits out of `precision` coded ones (PS3.5 section 8.1.1); bits above may hold old overlays."""
+    if not words.dtype.isnative:
+        words = words.astype(words.dtype.newbyteorder("="))
+    unsigned = words.view(f"u{words.dtype.itemsize}")
+    shift = found.high_bit - found.stored + 1 if precision > found.stored else 0
+    mask = (1 << found.stored) - 1
+    if shift:
+        unsigned = np.right_shift(unsigned, shift)
+    if found.stored < 8 * unsigned.dtype.itemsize and (found.signed or int(unsigned.max()) > mask):
+        unsigned = np.bitwise_and(unsigned, unsigned.dtype.type(mask))
+    if found.signed:
+        unsigned = np.bitwise_xor(unsigned, unsigned.dtype.type(_offset(found)))
+    return Codes(codes=unsigned, bits=found.stored, offset=_offset(found))
+
+
+def _said(error: BaseException) -> str:
+    """What a codec said, on one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def _integer(ds: Dataset, keyword: str, default: int | None = None) -> int:
+    value = ds.get(keyword)
+    if isinstance(value, int | str) and str(value).strip().isdigit():
+        return int(value)
+    if default is None or value not in (None, ""):
+        raise Rejected(Reason.UNDECODABLE, f"{keyword} is missing or no number")
+    return default

@@ -1,0 +1,79 @@
+"""What a codestream says of itself, read from its markers: the decoder is chosen by it, and nothing is decoded that
+is larger than the header declares (the answer to decompression bombs)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pydicom import uid as uids
+
+_JP2 = b"\x00\x00\x00\x0cjP  "
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment (ITU-T T.81 table B.1)
+_SOF = {
+    0xC0: uids.JPEGBaseline8Bit,
+    0xC1: uids.JPEGExtended12Bit,
+    0xC2: uids.JPEGExtended12Bit,  # progressive: retired in DICOM, and decoded by the same codec
+    0xC3: uids.JPEGLossless,
+    0xF7: uids.JPEGLSLossless,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codestream:
+    """syntax: the transfer syntax family that decodes it."""
+
+    syntax: uids.UID
+    rows: int
+    columns: int
+    components: int
+    precision: int  # bits a sample
+    signed: bool = False  # JPEG 2000 only
+    complete: bool = True  # ends with its end marker
+
+
+def describe(data: bytes) -> Codestream | None:
+    """None for what is neither JPEG, JPEG-LS nor JPEG 2000 (RLE has no marker), or has a damaged header."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            return _jpeg(data)
+        if data[:4] == b"\xff\x4f\xff\x51":
+            return _jpeg2000(data, 0)
+        if data[:8] == _JP2 and (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) > 0:
+            return _jpeg2000(data, at)
+    except (struct.error, IndexError):
+        return None
+    return None
+
+
+def _complete(data: bytes) -> bool:
+    return b"\xff\xd9" in data[-16:]  # the end of image or codestream; padding may follow
+
+
+def _jpeg(data: bytes) -> Codestream | None:
+    """ITU-T T.81 section B.2 (and T.87 for JPEG-LS): walk the segments to the frame header."""
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _STANDALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker in _SOF:
+            precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 4)
+            return Codestream(
+                syntax=_SOF[marker], rows=rows, columns=columns, components=components, precision=precision,
+                complete=_complete(data),
+            )  # fmt: skip
+        at += 2 + length
+    return None
+
+
+def _jpeg2000(data: bytes, at: int) -> Codestream:
+    """ITU-T T.800 section A.5.1: the SIZ segment stands first."""
+    right, bottom, left, top = struct.unpack_from(">LLLL", data, at + 8)
+    components, depth = struct.unpack_from(">HB", data, at + 40)
+    return Codestream(
+        syntax=uids.JPEG2000, rows=bottom - top, columns=right - left, components=components,
+        precision=(depth & 0x7F) + 1, signed=bool(depth & 0x80), complete=_complete(data),
+    )  # fmt: skip

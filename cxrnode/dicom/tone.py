@@ -1,0 +1,219 @@
+"""From codes to what a viewer shows: modality LUT, VOI LUT and presentation as one function of the code.
+
+PS3.3 sections C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric interpretation), C.8.11.3 (DX), and
+PS3.4 section N.2 (their order). The function is a ramp (rescale and linear window: nearly all radiographs) or a table.
+
+Decisions. A VOI LUT is preferred to a window; of several, the first counts. Without a VOI, with an unusable one, or
+with one that shows next to nothing of the picture, the range of the pixels is shown. MONOCHROME1 is inverted; so is
+Presentation LUT Shape INVERSE, which says the same thing and never inverts a second time. Padding is black.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+from cxrnode.dicom.codecs import CodeArray, Codes
+from cxrnode.dicom.read import DAMAGE
+from cxrnode.types import FloatArray
+
+RANGE = (0.0005, 0.9995)  # quantiles shown without a VOI: single dead or hot pixels do not set the contrast
+SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white
+_STEP = 4  # statistics look at every 4th pixel of every 4th row ...
+_STEP_FROM = 512  # ... of images whose short side has this many
+_Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ramp:
+    """Linear from `black` to `white` (codes, not whole numbers); black > white is a falling ramp."""
+
+    black: float
+    white: float
+
+    def __call__(self, codes: npt.NDArray[Any]) -> FloatArray:
+        scale = 1.0 / (self.white - self.black)
+        shown = codes.astype(np.float32)
+        shown *= np.float32(scale)
+        shown -= np.float32(self.black * scale)
+        return np.clip(shown, 0.0, 1.0, out=shown)
+
+    @property
+    def inverse(self) -> Ramp:
+        return Ramp(black=self.white, white=self.black)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One output (0..1) a code."""
+
+    outputs: FloatArray  # [2 ** bits]
+
+    def __call__(self, codes: npt.NDArray[Any]) -> FloatArray:
+        return np.take(self.outputs, codes)
+
+    @property
+    def inverse(self) -> Table:
+        return Table(outputs=1.0 - self.outputs)
+
+
+Tone = Ramp | Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """The codes low..high stand for no picture (PS3.3 section C.7.5.1.1.2)."""
+
+    low: int
+    high: int
+
+
+def tone_of(ds: Dataset, decoded: Codes, padding: Padding | None) -> Tone:
+    """The function from codes to 0..1, dense bone white. It never fails: what is unusable is left out."""
+    if decoded.colour:
+        return Ramp(black=0.0, white=float((1 << decoded.bits) - 1))
+    sample = _sample(decoded.codes, padding)
+    tone = _voi(ds, decoded)
+    if tone is None or not _shows(tone, sample):
+        tone = _whole_range(ds, decoded, sample)
+    return tone.inverse if is_inverted(ds) else tone
+
+
+def is_inverted(ds: Dataset) -> bool:
+    shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
+    return str(ds.get("PhotometricInterpretation") or "").strip().upper() == "MONOCHROME1" or shape == "INVERSE"
+
+
+def padding_of(ds: Dataset, decoded: Codes) -> Padding | None:
+    first = _whole(ds, "PixelPaddingValue")
+    if first is None or decoded.colour:
+        return None
+    last = _whole(ds, "PixelPaddingRangeLimit")
+    top = (1 << decoded.bits) - 1
+    ends = sorted((value + decoded.offset) & top for value in (first, first if last is None else last))
+    return Padding(low=ends[0], high=ends[1])
+
+
+def _sample(codes: CodeArray, padding: Padding | None) -> CodeArray:
+    step = _STEP if min(codes.shape) >= _STEP_FROM else 1
+    sample = codes[::step, ::step].ravel()
+    if padding is not None:
+        picture = sample[(sample < padding.low) | (sample > padding.high)]
+        sample = picture if picture.size else sample
+    return sample
+
+
+def _shows(tone: Tone, sample: CodeArray) -> bool:
+    shown = tone(sample)
+    return float(np.mean((shown > 0.0) & (shown < 1.0))) >= SHOWN_MIN
+
+
+def _whole_range(ds: Dataset, decoded: Codes, sample: CodeArray) -> Tone:
+    """The pixels' own range, through the modality LUT where that is a table or falls."""
+    modality = _modality(ds, decoded)
+    if isinstance(modality, tuple):
+        low, high = np.quantile(sample, RANGE, method="nearest").astype(float)
+        high = max(high, low + 1.0)
+        return Ramp(black=low, white=high) if modality[0] > 0 else Ramp(black=high, white=low)
+    low, high = np.quantile(modality[sample], RANGE, method="nearest")
+    return Table(outputs=np.clip((modality - low) / max(high - low, 1e-9), 0, 1).astype(np.float32))
+
+
+def _voi(ds: Dataset, decoded: Codes) -> Tone | None:
+    """None where there is no usable VOI."""
+    modality = _modality(ds, decoded)
+    lut = _first_lut(ds, "VOILUTSequence")
+    if lut is not None:
+        values = modality if not isinstance(modality, tuple) else _line(modality, decoded)
+        top = float(lut.entries.max())
+        full = float((1 << lut.bits) - 1)
+        scale = top if top > full or top < full / 2 else full  # a depth that its own entries contradict
+        return Table(outputs=(lut(np.rint(values)) / max(scale, 1.0)).astype(np.float32))
+    center, width = _decimal(ds, "WindowCenter"), _decimal(ds, "WindowWidth")
+    if center is None or width is None:
+        return None
+    function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function == "SIGMOID" and width > 0:
+        values = modality if not isinstance(modality, tuple) else _line(modality, decoded)
+        exponent = np.clip(-4.0 * (values - center) / width, -700, 700)
+        return Table(outputs=(1.0 / (1.0 + np.exp(exponent))).astype(np.float32))
+    if function != "LINEAR_EXACT":
+        center, width = center - 0.5, width - 1.0
+    if width <= 0:
+        return None
+    return _linear(modality, center - width / 2, center + width / 2, decoded)
+
+
+def _linear(modality: tuple[float, float] | _Values, low: float, high: float, decoded: Codes) -> Tone:
+    if isinstance(modality, tuple):
+        slope, intercept = modality
+        return Ramp(black=(low - intercept) / slope + decoded.offset, white=(high - intercept) / slope + decoded.offset)
+    return Table(outputs=np.clip((modality - low) / (high - low), 0, 1).astype(np.float32))
+
+
+def _modality(ds: Dataset, decoded: Codes) -> tuple[float, float] | _Values:
+    """(slope, intercept), or the output for each code."""
+    lut = _first_lut(ds, "ModalityLUTSequence")
+    if lut is not None:
+        return lut(_line((1.0, 0.0), decoded))
+    slope, intercept = _decimal(ds, "RescaleSlope"), _decimal(ds, "RescaleIntercept")
+    if slope is None or intercept is None or slope == 0:
+        return 1.0, 0.0
+    return slope, intercept
+
+
+def _line(modality: tuple[float, float], decoded: Codes) -> _Values:
+    values = np.arange(1 << decoded.bits, dtype=np.float64) - decoded.offset
+    return values * modality[0] + modality[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lut:
+    """LUT Descriptor and LUT Data (PS3.3 section C.11.1.1.1)."""
+
+    entries: _Values
+    first: int
+    bits: int
+
+    def __call__(self, values: _Values) -> _Values:
+        index = np.clip(values - self.first, 0, len(self.entries) - 1).astype(np.intp)
+        return self.entries[index]
+
+
+def _first_lut(ds: Dataset, keyword: str) -> _Lut | None:
+    """The first item's table; None where there is none, or one that contradicts its descriptor."""
+    try:
+        item = ds[keyword].value[0]
+        count, first, bits = (int(value) for value in item.LUTDescriptor)
+        data = item.LUTData
+        if isinstance(data, bytes):
+            one_byte = bits <= 8 and len(data) in (count, count + 1)
+            little = ds.original_encoding[1] is not False
+            data = np.frombuffer(data, "u1" if one_byte else "<u2" if little else ">u2")
+        entries = np.asarray(data, np.float64).ravel()[: count or 65536]
+    except DAMAGE:
+        return None
+    if first > 32767 and int(ds.get("PixelRepresentation") or 0) == 1:
+        first -= 65536  # written as unsigned
+    if entries.size < 2 or entries.size < count or not 1 <= bits <= 16 or entries.max() <= entries.min():
+        return None
+    return _Lut(entries=entries, first=first, bits=bits)
+
+
+def _decimal(ds: Dataset, keyword: str) -> float | None:
+    """The first value as a finite number."""
+    try:
+        value = ds[keyword].value
+        number = float(value if isinstance(value, str | int | float) else value[0])
+    except DAMAGE:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _whole(ds: Dataset, keyword: str) -> int | None:
+    number = _decimal(ds, keyword)
+    return None if number is None else int(number)
