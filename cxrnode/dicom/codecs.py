@@ -64,11 +64,12 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
-    """codes: [h, w], smaller than the source only after a reduced decoding; `bits` of each are used."""
+    """codes: [h, w], of which `bits` are used; every `scale`th of the source's rows and columns, from the first."""
 
     codes: CodeArray
     bits: int
     offset: int  # stored value = code - offset
+    scale: int = 1
     colour: bool = False  # luminance of a colour image: modality and VOI LUT do not apply
 
 
@@ -98,8 +99,8 @@ def require_pixels(ds: Dataset) -> None:
         raise Rejected(Reason.NO_PIXELS)
 
 
-def decode(ds: Dataset, found: Layout, *, long_side: int, fast: bool = True) -> Codes:
-    """The codes of a single-frame image, whose long side is not reduced below `long_side`.
+def decode(ds: Dataset, found: Layout, *, least: int, fast: bool = True) -> Codes:
+    """The codes of a single-frame image, whose long side is not reduced below `least` pixels.
 
     fast=False takes pydicom's way: the reference that the fast one is tested against. Raises Rejected(TRUNCATED),
     Rejected(UNDECODABLE).
@@ -113,7 +114,7 @@ def decode(ds: Dataset, found: Layout, *, long_side: int, fast: bool = True) -> 
     failures = []
     if fast and found.grey:
         try:
-            codes = _decode_fast(frame, stream, found, long_side)
+            codes = _decode_fast(frame, stream, found, least)
             if codes is not None:
                 return codes
         except _CODEC_ERRORS as error:
@@ -141,14 +142,14 @@ def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
         raise Rejected(Reason.UNDECODABLE, f"native pixel data: {_said(error)}") from None
 
 
-def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, long_side: int) -> Codes | None:
+def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, least: int) -> Codes | None:
     """None where no fast decoder is known to give the same as pydicom."""
     if stream is None:
         return _codes(_rle(frame, found), found, found.allocated) if frame[:1] in b"\x01\x02" else None
     if stream.components != 1 or not stream.complete:
         return None
     if stream.syntax == uids.JPEG2000:
-        return _jpeg2000(frame, stream, found, long_side)
+        return _jpeg2000(frame, stream, found, least)
     if stream.syntax == uids.JPEGLSLossless:
         return _codes(_jpegls(frame, stream), found, stream.precision)
     return _codes(_two_dimensional(imagecodecs.jpeg8_decode(frame)), found, stream.precision)
@@ -173,28 +174,29 @@ def _two_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def _jpeg2000(frame: bytes, stream: Codestream, found: Layout, long_side: int) -> Codes | None:
+def _jpeg2000(frame: bytes, stream: Codestream, found: Layout, least: int) -> Codes | None:
     """Pillow scales the samples to 8 or 16 bits and holds signed ones in offset binary."""
     if stream.precision != found.stored or stream.signed != found.signed:
         return None
+    halvings = _halvings(max(found.rows, found.columns), least, stream.levels)
     with Image.open(BytesIO(frame), formats=["JPEG2000"]) as image:
         if image.mode not in ("L", "I;16"):
             return None
         # Pillow's attribute of JPEG 2000 images shadows the method of all others
-        setattr(image, "reduce", reduction(max(found.rows, found.columns), long_side))  # noqa: B010
+        setattr(image, "reduce", halvings)  # noqa: B010
         image.load()
         array = np.asarray(image)
     full = 8 if image.mode == "L" else 16
     codes = np.right_shift(array, full - found.stored) if full > found.stored else array
-    return Codes(codes=codes, bits=found.stored, offset=_offset(found))
+    return Codes(codes=codes, bits=found.stored, offset=_offset(found), scale=1 << halvings)
 
 
-def reduction(source: int, target: int) -> int:
-    """How often a side can be halved without falling below `target`, at most five times (a stream's usual levels)."""
-    halvings = 0
-    while halvings < 5 and (source + (2 << halvings) - 1) // (2 << halvings) >= target:
-        halvings += 1
-    return halvings
+def _halvings(side: int, least: int, most: int) -> int:
+    """How often `side` can be halved without falling below `least`, at most `most` times."""
+    times = 0
+    while times < most and -(-side >> (times + 1)) >= least:
+        times += 1
+    return times
 
 
 def _decode_by_pydicom(ds: Dataset, found: Layout, stream: Codestream | None) -> Codes:

@@ -28,7 +28,8 @@ class Codestream:
     columns: int
     components: int
     precision: int  # bits a sample
-    signed: bool = False  # JPEG 2000 only
+    signed: bool = False  # JPEG 2000 only, like `levels`
+    levels: int = 0  # of the wavelet: so often can both sides be halved while decoding
     complete: bool = True  # ends with its end marker
 
 
@@ -70,10 +71,19 @@ def _jpeg(data: bytes) -> Codestream | None:
 
 
 def _jpeg2000(data: bytes, at: int) -> Codestream:
-    """ITU-T T.800 section A.5.1: the SIZ segment stands first."""
+    """ITU-T T.800 sections A.5.1 and A.6.1: SIZ stands first, COD before the first tile."""
     right, bottom, left, top = struct.unpack_from(">LLLL", data, at + 8)
     components, depth = struct.unpack_from(">HB", data, at + 40)
     return Codestream(
         syntax=uids.JPEG2000, rows=bottom - top, columns=right - left, components=components,
         precision=(depth & 0x7F) + 1, signed=bool(depth & 0x80), complete=_complete(data),
+        levels=_levels(data, at + 2) if left == top == 0 else 0,  # an offset moves the halved grid
     )  # fmt: skip
+
+
+def _levels(data: bytes, at: int) -> int:
+    while data[at] == 0xFF and data[at + 1] != 0x90:  # SOT: a tile begins
+        if data[at + 1] == 0x52:  # COD
+            return data[at + 9]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0

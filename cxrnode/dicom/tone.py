@@ -23,8 +23,7 @@ from cxrnode.types import FloatArray
 
 RANGE = (0.0005, 0.9995)  # quantiles shown without a VOI: single dead or hot pixels do not set the contrast
 SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white
-_STEP = 4  # statistics look at every 4th pixel of every 4th row ...
-_STEP_FROM = 512  # ... of images whose short side has this many
+_SAMPLE = 256  # statistics look at a grid of at least this many rows and columns
 _Values = npt.NDArray[np.float64]
 
 
@@ -99,7 +98,7 @@ def padding_of(ds: Dataset, decoded: Codes) -> Padding | None:
 
 
 def _sample(codes: CodeArray, padding: Padding | None) -> CodeArray:
-    step = _STEP if min(codes.shape) >= _STEP_FROM else 1
+    step = max(1, min(codes.shape) // _SAMPLE)
     sample = codes[::step, ::step].ravel()
     if padding is not None:
         picture = sample[(sample < padding.low) | (sample > padding.high)]
