@@ -27,7 +27,7 @@ from pydicom.pixels.processing import apply_color_lut
 from rle.utils import decode_pixel_data as decode_rle
 
 from cxrnode.dicom.codestream import Codestream, describe
-from cxrnode.dicom.fragments import fragments
+from cxrnode.dicom.fragments import fragments, is_encapsulated
 from cxrnode.dicom.read import DAMAGE
 from cxrnode.errors import Rejected
 from cxrnode.types import Reason
@@ -84,8 +84,9 @@ def layout(ds: Dataset) -> Layout:
         signed=_integer(ds, "PixelRepresentation", 0) == 1,
         photometric=str(ds.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper(),
     )  # fmt: skip
-    if _integer(ds, "NumberOfFrames", 1) > 1:
-        raise Rejected(Reason.MULTI_FRAME, f"{ds.NumberOfFrames} frames")
+    frames = str(ds.get("NumberOfFrames") or "")
+    if frames.isdigit() and int(frames) > 1:
+        raise Rejected(Reason.MULTI_FRAME, f"{frames} frames")
     if not 0 < found.rows * found.columns <= MAX_PIXELS:
         raise Rejected(Reason.IMPLAUSIBLE_PIXELS, f"{found.columns} x {found.rows} pixels")
     if allocated not in (8, 16) or not 1 < stored <= allocated or not stored - 1 <= found.high_bit < allocated:
@@ -105,12 +106,12 @@ def decode(ds: Dataset, found: Layout, *, least: int, fast: bool = True) -> Code
     fast=False takes pydicom's way: the reference that the fast one is tested against. Raises Rejected(TRUNCATED),
     Rejected(UNDECODABLE).
     """
-    if not ds["PixelData"].is_undefined_length:
+    if not is_encapsulated(ds):
         return _decode_native(ds, found, fast=fast)
     frame = b"".join(fragments(ds.PixelData))
     stream = describe(frame)
-    if stream is not None and (stream.rows, stream.columns) != (found.rows, found.columns):
-        raise Rejected(Reason.UNDECODABLE, f"the codestream holds {stream.columns} x {stream.rows} pixels")
+    if stream is not None:
+        _check_stream(stream, found)
     failures = []
     if fast and found.grey:
         try:
@@ -125,6 +126,13 @@ def decode(ds: Dataset, found: Layout, *, least: int, fast: bool = True) -> Code
         failures.append(_said(error))
     syntax = stream.syntax if stream is not None else uids.UID(ds.file_meta.TransferSyntaxUID)
     raise Rejected(Reason.UNDECODABLE, f"{syntax.name}: {'; '.join(failures)}")
+
+
+def _check_stream(stream: Codestream, found: Layout) -> None:
+    if (stream.rows, stream.columns) != (found.rows, found.columns):
+        raise Rejected(Reason.UNDECODABLE, f"the codestream holds {stream.columns} x {stream.rows} pixels")
+    if not stream.complete:  # most decoders would make up the rest of the picture
+        raise Rejected(Reason.TRUNCATED, "the codestream has no end marker")
 
 
 def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
@@ -146,7 +154,7 @@ def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, least: 
     """None where no fast decoder is known to give the same as pydicom."""
     if stream is None:
         return _codes(_rle(frame, found), found, found.allocated) if frame[:1] in b"\x01\x02" else None
-    if stream.components != 1 or not stream.complete:
+    if stream.components != 1:
         return None
     if stream.syntax == uids.JPEG2000:
         return _jpeg2000(frame, stream, found, least)
@@ -184,11 +192,17 @@ def _jpeg2000(frame: bytes, stream: Codestream, found: Layout, least: int) -> Co
             return None
         # Pillow's attribute of JPEG 2000 images shadows the method of all others
         setattr(image, "reduce", halvings)  # noqa: B010
+        # it rounds the halved size where the standard takes the ceiling (ITU-T T.800 section B.5)
+        image._size = _ceiled(found.columns, halvings), _ceiled(found.rows, halvings)
         image.load()
         array = np.asarray(image)
     full = 8 if image.mode == "L" else 16
     codes = np.right_shift(array, full - found.stored) if full > found.stored else array
     return Codes(codes=codes, bits=found.stored, offset=_offset(found), scale=1 << halvings)
+
+
+def _ceiled(side: int, halvings: int) -> int:
+    return -(-side >> halvings) << halvings
 
 
 def _halvings(side: int, least: int, most: int) -> int:

@@ -48,7 +48,8 @@ def describe(data: bytes) -> Codestream | None:
 
 
 def _complete(data: bytes) -> bool:
-    return b"\xff\xd9" in data[-16:]  # the end of image or codestream; padding may follow
+    """Padding may follow the end marker, whose bytes occur in no compressed data."""
+    return b"\xff\xd9" in data[-1024:]
 
 
 def _jpeg(data: bytes) -> Codestream | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from pydicom import Dataset
+from pydicom import uid as uids
+
 from cxrnode.errors import Rejected
 from cxrnode.types import Reason
 
@@ -17,6 +20,13 @@ def walk(value: bytes) -> int:
     for _start, end in _items(value):
         at = end
     return at
+
+
+def is_encapsulated(ds: Dataset) -> bool:
+    """By the element's undefined length, or, in a data set that was made in memory, by the transfer syntax."""
+    meta = getattr(ds, "file_meta", None)
+    syntax = uids.UID(str(meta.get("TransferSyntaxUID", ""))) if meta is not None else uids.UID("")
+    return bool(ds["PixelData"].is_undefined_length) or (syntax.is_transfer_syntax and syntax.is_encapsulated)
 
 
 def fragments(value: bytes) -> Iterator[memoryview]:

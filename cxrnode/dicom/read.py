@@ -25,7 +25,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 
-from cxrnode.dicom.fragments import fragments, walk
+from cxrnode.dicom.fragments import fragments, is_encapsulated, walk
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import Rejected
 from cxrnode.types import Reason
@@ -79,9 +79,8 @@ def pixel_digest(ds: Dataset) -> str:
     without the offset table and the item headers. Raises Rejected(NO_PIXELS)."""
     if "PixelData" not in ds:
         raise Rejected(Reason.NO_PIXELS)
-    element = ds["PixelData"]
     digest = hashlib.sha256()
-    for part in fragments(element.value) if element.is_undefined_length else [element.value]:
+    for part in fragments(ds.PixelData) if is_encapsulated(ds) else [ds.PixelData]:
         digest.update(part)
     return digest.hexdigest()
 

@@ -283,6 +283,7 @@ def _encode(ds: Dataset, values: npt.NDArray[Any], how: Coding) -> None:
     frame = _ENCODERS[how.syntax](ds, words, native, how)
     ds.PixelData = encapsulate([frame])
     ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
     if how.syntax in LOSSY:
         ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", f"{len(native) / len(frame):.2f}"
         ds.LossyImageCompressionMethod = {"jpegls": "ISO_14495_1", "j2k": "ISO_15444_1"}.get(
