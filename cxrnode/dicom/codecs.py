@@ -234,8 +234,13 @@ def _agreed(stream: Codestream, declared: uids.UID) -> uids.UID:
     return declared if same else stream.syntax
 
 
+def _native_order(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _luminance(array: npt.NDArray[Any]) -> Codes:
     """ITU-R BT.601 luminance of RGB [h, w, 3], as OpenCV and Pillow weigh it."""
+    array = _native_order(array)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{array.dtype} {array.shape} is no RGB image")
     grey = cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY)
@@ -248,8 +253,7 @@ def _offset(found: Layout) -> int:
 
 def _codes(words: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
     """Cut the stored bits out of `precision` coded ones (PS3.5 section 8.1.1); bits above may hold old overlays."""
-    if not words.dtype.isnative:
-        words = words.astype(words.dtype.newbyteorder("="))
+    words = _native_order(words)
     unsigned = words.view(f"u{words.dtype.itemsize}")
     shift = found.high_bit - found.stored + 1 if precision > found.stored else 0
     mask = (1 << found.stored) - 1

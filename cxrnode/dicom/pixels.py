@@ -29,6 +29,7 @@ MAX_ERROR = 0.06
 
 _SATURATED = 0.98  # share of the pixels at the ends from which no radiograph is left
 _CONSTANT = 0.01  # standard deviation (of 0..1) below which there is no picture
+_RELATED = 0.5  # correlation of neighbouring pixels; radiographs have 0.9 and more
 _ASPECT = 5.0  # long side over short side; the longest chest views have 1.6
 _NARROW = 64.0  # codes between black and white below which limiting to whole codes would be seen
 _STRETCH = 16  # a ramp shorter than 65536 / 16 codes is stretched, lest rounding be seen
@@ -143,10 +144,14 @@ def _check_shape(rows: int, columns: int) -> None:
 
 
 def _check_plausible(pixels: FloatArray) -> None:
-    """Collimation may black out two thirds of a radiograph; what is beyond, or flat, holds no lung to look at."""
+    """Collimation may black out two thirds of a radiograph; beyond that, flat, or noise: no lung to look at."""
+    lines = pixels[::8]
     pixels = pixels[::2, ::2]
     saturated = float(np.mean((pixels <= 0.004) | (pixels >= 0.996)))
     if float(pixels.std()) < _CONSTANT:
         raise Rejected(Reason.IMPLAUSIBLE_PIXELS, "the image is constant, or nearly so")
     if saturated >= _SATURATED:
         raise Rejected(Reason.IMPLAUSIBLE_PIXELS, f"{100 * saturated:.0f} % of the pixels are black or white")
+    left, right = lines[:, :-1].ravel(), lines[:, 1:].ravel()
+    if float(np.mean((left - left.mean()) * (right - right.mean()))) < _RELATED * float(left.std() * right.std()):
+        raise Rejected(Reason.IMPLAUSIBLE_PIXELS, "neighbouring pixels are unrelated: noise")

@@ -6,6 +6,8 @@ PS3.4 section N.2 (their order). The function is a ramp (rescale and linear wind
 Decisions. A VOI LUT is preferred to a window; of several, the first counts. Without a VOI, with an unusable one, or
 with one that shows next to nothing of the picture, the range of the pixels is shown. MONOCHROME1 is inverted; so is
 Presentation LUT Shape INVERSE, which says the same thing and never inverts a second time. Padding is black.
+DX "for processing" has no VOI, and its photometric interpretation is no statement about display: there the sign of
+Pixel Intensity Relationship says what is dense, and a linear relationship is made logarithmic.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom import uid as uids
 
 from cxrnode.dicom.codecs import CodeArray, Codes
 from cxrnode.dicom.read import DAMAGE
@@ -83,8 +86,16 @@ def tone_of(ds: Dataset, decoded: Codes, padding: Padding | None) -> Tone:
 
 
 def is_inverted(ds: Dataset) -> bool:
+    """Whether small values are dense bone."""
+    sign = _whole(ds, "PixelIntensityRelationshipSign")
+    if _is_raw(ds) and sign in (1, -1):  # PS3.3 C.8.11.3.1.2: 1 = more X-rays, higher values
+        return sign == 1
     shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
     return str(ds.get("PhotometricInterpretation") or "").strip().upper() == "MONOCHROME1" or shape == "INVERSE"
+
+
+def _is_raw(ds: Dataset) -> bool:
+    return str(ds.get("SOPClassUID")) == uids.DigitalXRayImageStorageForProcessing
 
 
 def padding_of(ds: Dataset, decoded: Codes) -> Padding | None:
@@ -160,9 +171,10 @@ def _modality(ds: Dataset, decoded: Codes) -> tuple[float, float] | _Values:
     if lut is not None:
         return lut(_line((1.0, 0.0), decoded))
     slope, intercept = _decimal(ds, "RescaleSlope"), _decimal(ds, "RescaleIntercept")
-    if slope is None or intercept is None or slope == 0:
-        return 1.0, 0.0
-    return slope, intercept
+    line = (1.0, 0.0) if slope is None or intercept is None or slope == 0 else (slope, intercept)
+    if _is_raw(ds) and str(ds.get("PixelIntensityRelationship") or "").strip().upper() == "LIN":
+        return np.log1p(np.maximum(_line(line, decoded), 0.0))
+    return line
 
 
 def _line(modality: tuple[float, float], decoded: Codes) -> _Values:
