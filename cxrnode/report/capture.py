@@ -48,6 +48,7 @@ def build_capture(
     ds.PatientOrientation = _orientation(source)
     ds.InstanceNumber = int(source.get("InstanceNumber") or 1)
     ds.ImageComments = f"{finding_word(context.bundle, image.prediction)}. {RESEARCH_USE}"
+    _set_lossy(ds, source)
     _set_derivation(ds, source, context)
     _set_pixels(ds, draw_overlay(preview, cam, image.prediction, context, long_side=long_side))
     return finish(ds, source, [])
@@ -58,6 +59,16 @@ def _orientation(source: Header) -> list[str] | str:
     values = [v.strip() for v in source.values("PatientOrientation")]
     valid = len(values) == 2 and all(0 < len(v) <= 3 and set(v) <= _ORIENTATIONS for v in values)
     return values if valid else ""
+
+
+def _set_lossy(ds: Dataset, source: Header) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5): the capture of a lossy source says so, though it adds no loss."""
+    if source.get("LossyImageCompression") == "01":
+        ds.LossyImageCompression = "01"
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            value = source.get(keyword)
+            if value:
+                setattr(ds, keyword, value)
 
 
 def _set_derivation(ds: Dataset, source: Header, context: ReportContext) -> None:

@@ -55,7 +55,7 @@ def lead_of(images: Sequence[ImageResult]) -> ImageResult:
 
 
 def check_images(images: Sequence[ImageResult]) -> None:
-    """A report needs at least one image, valid UIDs and one study. Raises ResultError."""
+    """A report needs at least one image, valid UIDs, one study, and numbers. Raises ResultError."""
     if not images:
         raise ResultError("a report needs at least one image")
     studies = {Header(i.source).get("StudyInstanceUID") for i in images}
@@ -68,6 +68,8 @@ def check_images(images: Sequence[ImageResult]) -> None:
                 raise ResultError(f"the source's {keyword} is missing or invalid: reject it as missing_uid")
         if (image.prediction is None) == (image.rejection is None):
             raise ResultError("an image result holds either a prediction or a rejection")
+        if image.prediction is not None and not all(0 <= p <= 1 for p in image.prediction.probabilities):
+            raise ResultError(f"a probability is outside 0..1: {image.prediction.probabilities}")
 
 
 def new_object(

@@ -7,6 +7,7 @@ the time, so the values are taken as bytes and cleaned here: what comes out alwa
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -14,6 +15,7 @@ from datetime import datetime
 from pydicom import DataElement, Dataset, Sequence
 from pydicom.charset import decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
@@ -28,6 +30,11 @@ _CHARACTER_SET = re.compile(  # PS3.3 C.12.1.1.2: the defined terms
 _MISSPELT = re.compile(r"ISO[-_ ]?IR[-_ ]?(\d+)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]+")
 _DELIMITERS = {0x0D, 0x0A, 0x09, 0x0C, ord("\\"), ord("^"), ord("=")}
+# what pydicom raises on a sequence that is no sequence
+_BROKEN = (
+    AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
 _LENGTH = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UT": 10240, "UC": 10240}  # characters, PS3.5 table 6.2-1
 
 
@@ -64,10 +71,7 @@ class Header:
 
     def items(self, keyword: str) -> list[Header]:
         """The items of a sequence; [] where the element is absent or no sequence."""
-        element = _element(self._ds, keyword)
-        if element is None or not isinstance(element.value, Sequence):
-            return []
-        return [Header(item, self) for item in element.value]
+        return [Header(item, self) for item in _items(_element(self._ds, keyword))]
 
 
 def clean(text: str, vr: str) -> str:
@@ -112,11 +116,24 @@ def _survives(text: str, terms: tuple[str, ...]) -> bool:
         return False
 
 
-def _element(ds: Dataset, keyword: str) -> DataElement | None:
+def _element(ds: Dataset, keyword: str) -> DataElement | RawDataElement | None:
     try:
         return ds.get_item(keyword)  # raw: no conversion, no warning
     except KeyError:
         return None
+
+
+def _items(element: DataElement | RawDataElement | None) -> Iterable[Dataset]:
+    """The items of a sequence, parsed where it is still encoded; the source itself stays as it is."""
+    if element is None:
+        return []
+    value = element.value
+    if isinstance(element, RawDataElement) and element.VR in {"SQ", "UN"} and isinstance(value, bytes):
+        try:
+            value = convert_raw_data_element(element._replace(VR="SQ")).value
+        except _BROKEN:
+            return []
+    return value if isinstance(value, Sequence) else []
 
 
 def _first_bytes_or_text(ds: Dataset, keyword: str) -> list[str]:

@@ -39,3 +39,13 @@ def default_labels() -> tuple[Label, ...]:
         Label(name="viral", code=VIRAL, present_at=0.5, absent_below=0.2),
         Label(name="normal", code=NORMAL, normal=True, present_at=0.5, absent_below=0.2),
     )
+
+
+def private_labels() -> tuple[Label, ...]:
+    """As a site may have them: a private scheme, a long code value, a meaning that is not ASCII."""
+    codes = (
+        Code(value="CXR-1", scheme="99SITE", meaning="COVID-19 appearance"),
+        Code(value="a-code-value-of-more-than-16", scheme="99SITE", meaning="Virale Lungenentzündung"),
+        NORMAL,
+    )
+    return tuple(label.model_copy(update={"code": c}) for label, c in zip(default_labels(), codes, strict=True))
