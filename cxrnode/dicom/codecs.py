@@ -24,11 +24,11 @@ from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from rle.utils import decode_pixel_data as decode_rle
 
 from cxrnode.dicom.codestream import Codestream, describe
 from cxrnode.dicom.fragments import fragments, is_encapsulated
 from cxrnode.dicom.read import DAMAGE
+from cxrnode.dicom.runlength import decode_planes
 from cxrnode.errors import Rejected
 from cxrnode.types import Reason
 
@@ -113,9 +113,9 @@ def decode(ds: Dataset, found: Layout, *, least: int, fast: bool = True) -> Code
     if stream is not None:
         _check_stream(stream, found)
     failures = []
-    if fast and found.grey:
+    if fast:
         try:
-            codes = _decode_fast(frame, stream, found, least)
+            codes = _decode_fast(ds, frame, stream, found, least)
             if codes is not None:
                 return codes
         except _CODEC_ERRORS as error:
@@ -150,11 +150,11 @@ def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
         raise Rejected(Reason.UNDECODABLE, f"native pixel data: {_said(error)}") from None
 
 
-def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, least: int) -> Codes | None:
+def _decode_fast(ds: Dataset, frame: bytes, stream: Codestream | None, found: Layout, least: int) -> Codes | None:
     """None where no fast decoder is known to give the same as pydicom."""
     if stream is None:
-        return _codes(_rle(frame, found), found, found.allocated) if frame[:1] in b"\x01\x02" else None
-    if stream.components != 1:
+        return _rle(ds, frame, found) if ds.file_meta.TransferSyntaxUID == uids.RLELossless else None
+    if stream.components != 1 or not found.grey:
         return None
     if stream.syntax == uids.JPEG2000:
         return _jpeg2000(frame, stream, found, least)
@@ -163,11 +163,15 @@ def _decode_fast(frame: bytes, stream: Codestream | None, found: Layout, least: 
     return _codes(_two_dimensional(imagecodecs.jpeg8_decode(frame)), found, stream.precision)
 
 
-def _rle(frame: bytes, found: Layout) -> npt.NDArray[Any]:
-    raw = decode_rle(
-        frame, version=2, bits_allocated=found.allocated, rows=found.rows, columns=found.columns, byteorder="<"
+def _rle(ds: Dataset, frame: bytes, found: Layout) -> Codes:
+    planes = decode_planes(
+        frame, rows=found.rows, columns=found.columns, samples=found.samples, allocated=found.allocated
     )
-    return np.frombuffer(raw, found.dtype).reshape(found.rows, found.columns)
+    if found.samples == 1:
+        return _as_codes(ds, planes[0], found, found.allocated)
+    if found.photometric == "YBR_FULL":
+        return Codes(codes=planes[0], bits=found.allocated, offset=0, colour=True)
+    return _luminance(np.dstack(planes))
 
 
 def _jpegls(frame: bytes, stream: Codestream) -> npt.NDArray[Any]:
@@ -215,13 +219,19 @@ def _halvings(side: int, least: int, most: int) -> int:
 
 def _decode_by_pydicom(ds: Dataset, found: Layout, stream: Codestream | None) -> Codes:
     syntax = ds.file_meta.TransferSyntaxUID if stream is None else _agreed(stream, ds.file_meta.TransferSyntaxUID)
-    array, _ = get_decoder(syntax).as_array(ds, index=0)
-    if found.grey:
-        precision = found.allocated if stream is None else stream.precision
-        return _codes(_two_dimensional(array), found, precision)
-    if found.photometric == "PALETTE COLOR":
-        array = apply_color_lut(array, ds)
+    plugin = "pydicom" if syntax == uids.RLELossless else ""  # see `runlength`
+    array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
+    if found.samples == 1:
+        return _as_codes(ds, array, found, found.allocated if stream is None else stream.precision)
     return _luminance(array)
+
+
+def _as_codes(ds: Dataset, array: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
+    if found.photometric == "PALETTE COLOR":
+        return _luminance(apply_color_lut(array, ds))
+    if not found.grey:
+        raise ValueError(f"one sample a pixel as {found.photometric}")
+    return _codes(_two_dimensional(array), found, precision)
 
 
 def _agreed(stream: Codestream, declared: uids.UID) -> uids.UID:

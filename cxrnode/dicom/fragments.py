@@ -13,6 +13,7 @@ from cxrnode.types import Reason
 
 _ITEM = 0xE000FFFE  # the tag (FFFE,E000) as one little-endian word
 _DELIMITER = 0xE0DDFFFE
+_ENCAPSULATED = frozenset(str(uid) for uid in uids.AllTransferSyntaxes if uid.is_encapsulated)
 
 
 def walk(value: bytes) -> int:
@@ -25,8 +26,8 @@ def walk(value: bytes) -> int:
 def is_encapsulated(ds: Dataset) -> bool:
     """By the element's undefined length, or, in a data set that was made in memory, by the transfer syntax."""
     meta = getattr(ds, "file_meta", None)
-    syntax = uids.UID(str(meta.get("TransferSyntaxUID", ""))) if meta is not None else uids.UID("")
-    return bool(ds["PixelData"].is_undefined_length) or (syntax.is_transfer_syntax and syntax.is_encapsulated)
+    syntax = "" if meta is None else str(meta.get("TransferSyntaxUID"))
+    return bool(ds["PixelData"].is_undefined_length) or syntax in _ENCAPSULATED
 
 
 def fragments(value: bytes) -> Iterator[memoryview]:

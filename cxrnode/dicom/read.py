@@ -22,7 +22,7 @@ from pydicom import DataElement, Dataset, FileDataset
 from pydicom import uid as uids
 from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 
 from cxrnode.dicom.fragments import fragments, is_encapsulated, walk
@@ -33,7 +33,7 @@ from cxrnode.types import Reason
 # what pydicom's parser and converters raise on damaged bytes; a failing read of the file itself is not among them,
 # because they only ever see memory
 DAMAGE = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, InvalidDicomError, LookupError, MemoryError,
+    ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError, InvalidDicomError, LookupError, MemoryError,
     NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 _PREFIXES = (1 << 16, 1 << 20, 1 << 24, -1)  # bytes read until the header fits: 64 KiB holds nearly all
@@ -242,7 +242,8 @@ def _damaged(error: Exception) -> _Incomplete:
 
 def _check_lengths(dataset: Dataset) -> None:
     """pydicom hands out a value that the end of the file cut short without a word."""
-    for element in dataset.elements():
+    for tag in dataset.keys():  # noqa: SIM118 (iterating the data set itself would convert its elements)
+        element = dataset.get_item(tag, keep_deferred=True)
         length = getattr(element, "length", _UNDEFINED)  # a converted element has none
         if length != _UNDEFINED and len(element.value or b"") < length:
             raise _Incomplete(Rejected(Reason.TRUNCATED, "the data set ends inside an element"))

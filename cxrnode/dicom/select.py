@@ -22,6 +22,7 @@ from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
 from cxrnode.dicom.identity import MANUFACTURER
+from cxrnode.dicom.read import tolerant
 from cxrnode.types import Reason, Rejection
 
 MIN_SIDE = 64  # pixels; below, nothing of a lung can be seen
@@ -124,10 +125,11 @@ def select(ds: Dataset) -> Rejection | None:
 
     The detail names keywords and coded values, never free text, which may hold patient data.
     """
-    for check in (_own_result, _not_an_image, _modality, _body_part, _view, _frames, _size):
-        rejection = check(ds)
-        if rejection is not None:
-            return rejection
+    with tolerant():
+        for check in (_own_result, _not_an_image, _modality, _body_part, _view, _frames, _size):
+            rejection = check(ds)
+            if rejection is not None:
+                return rejection
     return None
 
 
