@@ -33,8 +33,8 @@ from cxrnode.types import Reason
 # what pydicom's parser and converters raise on damaged bytes; a failing read of the file itself is not among them,
 # because they only ever see memory
 DAMAGE = (
-    ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError, InvalidDicomError, LookupError, MemoryError,
-    NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error, zlib.error,
+    ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError, InvalidDicomError, LookupError,
+    MemoryError, NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 _PREFIXES = (1 << 16, 1 << 20, 1 << 24, -1)  # bytes read until the header fits: 64 KiB holds nearly all
 _INFLATED_MAX = 1 << 30  # bytes; a deflated data set beyond is no radiograph
@@ -76,10 +76,10 @@ def read_instance(raw: bytes | Path) -> Dataset:
 
 def pixel_digest(ds: Dataset) -> str:
     """sha256 (hex) of the encoded pixel data: of native ones as stored, of encapsulated ones the fragments' bytes,
-    without the offset table and the item headers. Raises Rejected(NO_PIXELS)."""
-    if "PixelData" not in ds:
-        raise Rejected(Reason.NO_PIXELS)
+    without the offset table and the item headers; of no bytes where there are none."""
     digest = hashlib.sha256()
+    if not ds.get("PixelData"):
+        return digest.hexdigest()
     for part in fragments(ds.PixelData) if is_encapsulated(ds) else [ds.PixelData]:
         digest.update(part)
     return digest.hexdigest()
