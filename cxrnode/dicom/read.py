@@ -282,6 +282,9 @@ def settle(ds: Dataset) -> None:
                     settle(item)
             elif element.VR == "PN":
                 str(element.value)  # decodes the characters
+            elif element.VR in ("IS", "DS"):  # unvalidated, pydicom keeps text that is no number
+                for value in element.value if element.VM > 1 else [element.value or 0]:
+                    float(value)
         except DAMAGE:
             ds.pop(tag, None)
 

@@ -168,8 +168,10 @@ def write(ds: Dataset, path: Path) -> Path:
 def recode(ds: Dataset, syntax: str) -> FileDataset:
     """The same object (same UIDs) in another lossless transfer syntax; `ds` is native little endian."""
     again = dcmread(BytesIO(to_bytes(ds)))
+    stored = again.pixel_array
     again.file_meta.TransferSyntaxUID = SYNTAXES[syntax]
-    _encode(again, again.pixel_array, Coding(bits_stored=again.BitsStored, syntax=syntax))
+    again.set_original_encoding(syntax == "implicit", syntax != "big_endian")
+    _encode(again, stored, Coding(bits_stored=again.BitsStored, syntax=syntax))
     return again
 
 
