@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,11 @@ class Analyser:
             self._decoding.append((job, self.pool.submit(decode, job.location, shape)))
 
     def _wait(self) -> None:
-        heads = [self._decoding[0][1]] if self._decoding else []
-        tasks = [*heads, *(c.task for c in self._capturing), *self._reporting.values()]
-        if tasks:
-            wait([t.future for t in tasks], return_when=FIRST_COMPLETED)
+        futures: list[Future[Any]] = [task.future for _, task in islice(self._decoding, 1)]
+        futures += [c.task.future for c in self._capturing]
+        futures += [task.future for task in self._reporting.values()]
+        if futures:
+            wait(futures, return_when=FIRST_COMPLETED)
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed."""

@@ -155,7 +155,7 @@ def _tar(path: Path, data: Path) -> Iterator[Item]:
                             size=info.size,
                         )
                     )
-                t.members = []  # tarfile keeps every member it has seen: memory must not grow with the archive
+                t.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen: memory must not grow with the archive
     except (tarfile.TarError, OSError, ValueError) as e:
         yield _refused(path, Reason.UNREADABLE_FILE, f"damaged tar: {e}; members after the damage were not read")
 

@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from engines.load import make_engine
-
 from cxrnode import __version__
 from cxrnode.analyse import Analyser
 from cxrnode.archive import check_archive
@@ -34,6 +32,7 @@ from cxrnode.types import Destination
 from cxrnode.workers import Output
 from engines.base import Engine
 from engines.bundle import Bundle, load_bundle
+from engines.load import make_engine
 
 LEDGER_NAME = "ledger.sqlite"
 _LOCK_NAME = ".lock"
@@ -191,13 +190,13 @@ class BatchRun:
                 c, "run_resumed" if found else "run_started", actor=_ACTOR, software=__version__,
                 bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"],
             )  # fmt: skip
-        return datetime.fromisoformat(run["started_at"])
+        return datetime.fromisoformat(str(run["started_at"]))
 
     def _finish(self, state: str, started_at: datetime) -> dict[str, Any]:
         self.results.write_csv(self.database)
         with self.database.begin() as c:
             totals = counts(c)
-            ledger.append(c, f"run_{state}", actor=_ACTOR, **totals)
+            ledger.append(c, f"run_{state}", actor=_ACTOR, outcomes=totals["outcomes"], reasons=totals["reasons"])
         summary = {
             "state": state,
             **totals,

@@ -23,8 +23,9 @@ from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
 from cxrnode.errors import Rejected, ResultError
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result, encode
+from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
+from cxrnode.report.encode import encode
 from cxrnode.report.sr import build_sr
 from cxrnode.store.queue import NewItem
 from cxrnode.store.spool import write_atomic

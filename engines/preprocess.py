@@ -23,7 +23,7 @@ def prepare(grey: FloatArray, rows: int, columns: int) -> FloatArray:
         return grey
     shrinks = grey.shape[0] >= rows and grey.shape[1] >= columns
     resized = cv2.resize(grey, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.clip(resized, 0.0, 1.0, dtype=np.float32)
+    return np.asarray(np.clip(resized, 0, 1), np.float32)
 
 
 def to_batch(images: Sequence[FloatArray], channels: int = 3) -> FloatArray:
