@@ -66,7 +66,9 @@ _CHEST_CODES = frozenset({
     "417437006", "R-FAB52",  # neck and chest
     "416152001", "R-FAB53", "416319003", "R-FAB54",  # neck, chest, abdomen (and pelvis)
 })  # fmt: skip
-# CID 4010 DX View; the oblique ones are no frontal view either
+# CID 4010 DX View
+_FRONTAL_CODES = frozenset({"272479007", "R-40888", "R-10214", "399348003", "R-10206", "399033003", "R-10202"})
+# of the same; the oblique ones are no frontal view either
 _LATERAL_CODES = frozenset({
     "399198007", "R-10232",  # right lateral
     "399173006", "R-10236",  # left lateral
@@ -104,7 +106,7 @@ _SPINE = re.compile(
 )
 _LATERAL = _pattern(
     "lateral* latero* lat latl llat rlat profil* perfil* seitlich* seitl sagittal* sag oblique* obl schrag* "
-    "zijdelings* dwars boczn* bocn* sivu* ll rl"
+    "zijdelings* dwars boczn* bocn* sivu* ll rl rao lao rpo lpo"
 )
 _FRONTAL = _pattern("pa ap dv vd frontal* front face decub* posteroanterior* anteroposterior* bilateral*")
 
@@ -200,10 +202,11 @@ def _view(ds: Dataset) -> Rejection | None:
     position = _text(ds, "ViewPosition")
     if (frontal := _frontal(position)) is not None:
         return None if frontal else _lateral(f"ViewPosition {_coded(position)}")
-    codes = list(_codes(ds, "ViewCodeSequence"))
-    if codes:
-        oblique = _LATERAL_CODES.intersection(codes)
-        return _lateral(f"ViewCodeSequence {_coded(codes[0])}") if oblique else None
+    for code in _codes(ds, "ViewCodeSequence"):
+        if code in _LATERAL_CODES:
+            return _lateral(f"ViewCodeSequence {_coded(code)}")
+        if code in _FRONTAL_CODES:
+            return None
     row = _text(ds, "PatientOrientation").upper().split()
     if row and re.fullmatch(r"[AP][RLHF]{0,2}", row[0]):  # the rows run from front to back (PS3.3 C.7.6.1.1.1)
         return _lateral(f"PatientOrientation {row[0]}")

@@ -105,7 +105,8 @@ def phantom(rows: int = 512, columns: int = 420, seed: int = 0) -> npt.NDArray[n
     image *= (np.abs(x) < 0.95) & (np.abs(y) < 0.97)
     image = np.clip(image, 0.0, 0.97)
     image[rows // 14 : rows // 9, columns // 12 : columns // 8] = 1.0  # the lead marker
-    return cv2.GaussianBlur(image.astype(np.float32), (5, 5), 0.7)  # no detector draws a hard edge
+    blurred = cv2.GaussianBlur(image, (5, 5), 0.7)  # no detector draws a hard edge
+    return np.asarray(blurred, np.float32)
 
 
 def _soft(a: npt.NDArray[Any]) -> npt.NDArray[Any]:

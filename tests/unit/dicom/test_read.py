@@ -99,7 +99,7 @@ def test_mandatory_uids(keyword: str, value: str | None) -> None:
         del ds[keyword]
     else:
         with tolerant():
-            ds[keyword].value = value
+            setattr(ds, keyword, value)
     with pytest.raises(Rejected) as caught:
         read_header(BytesIO(to_bytes(ds)))
     assert caught.value.rejection.reason == Reason.MISSING_UID
