@@ -68,6 +68,21 @@ def select(samples: Sequence[Sample], part: Part, labels: Sequence[str]) -> list
     return [s for s in samples if s.part is part and s.label in labels]
 
 
+def unseen(external: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
+    """Without the groups that also hold an image of a source that is not external: a fit may have seen the patient."""
+    inside = {s.group for s in samples if s.part is not Part.EXTERNAL}
+    return [s for s in external if s.group not in inside]
+
+
+def count_rows(data: Path, samples: Sequence[Sample]) -> list[dict[str, object]]:
+    """How many of `samples` each source, label and licence of the index has."""
+    wanted = {s.image for s in samples}
+    with (data / "index.csv").open(encoding="utf-8", newline="") as f:
+        rows = [r for r in csv.DictReader(f) if r["image"] in wanted]
+    count = Counter((r["source"], r["label"], (r.get("license") or "").strip() or "none stated") for r in rows)
+    return [{"source": s, "label": n, "license": c, "images": k} for (s, n, c), k in sorted(count.items())]
+
+
 def load_images(data: Path, samples: Sequence[Sample]) -> list[npt.NDArray[np.uint8]]:
     """uint8 [H, W] each. Raises RecipeError that names the file."""
     return list(_read(data, samples))
@@ -88,8 +103,6 @@ def sampling_weights(samples: Sequence[Sample], balance: float) -> npt.NDArray[n
     """
     count = Counter((s.label, s.source) for s in samples)
     weight = {key: n ** (1 - balance) for key, n in count.items()}
-    label_total = Counter[str]()
-    for (label, _), w in weight.items():
-        label_total[label] += w  # type: ignore[assignment]
-    raw = [weight[s.label, s.source] / label_total[s.label] / count[s.label, s.source] for s in samples]
-    return np.asarray(raw) / np.sum(raw)
+    of_label = {label: sum(w for (k, _), w in weight.items() if k == label) for label, _ in count}
+    raw = [weight[s.label, s.source] / of_label[s.label] / count[s.label, s.source] for s in samples]
+    return np.asarray(raw, np.float64) / sum(raw)

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from engines.preprocess import prepare, to_batch
 from training.datasets import Part, load_images, load_index, sampling_weights, select
 from training.models.network import Network, make_network
-from training.recipe import FitSpec, Recipe
+from training.recipe import FitSpec, Recipe, RecipeError
 from training.transforms import augment, to_grey
 
 CHECKPOINT, CURVES, RECIPE, SPLIT = "checkpoint.pt", "curves.csv", "recipe.json", "split.csv"
@@ -42,8 +42,7 @@ class State:
 
 def fit(recipe: Recipe, data: Path, run: Path) -> Path:
     """Fit `recipe` on `data` into the folder `run`; returns it. Raises DivergedError, RecipeError."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / RECIPE).write_text(recipe.model_dump_json(indent=2))
+    _claim(run, recipe)
     samples = load_index(data, recipe.data)
     _write_split(run, recipe, samples)
     train = select(samples, Part.TRAIN, recipe.label_names)
@@ -66,6 +65,15 @@ def fit(recipe: Recipe, data: Path, run: Path) -> Path:
             f"epoch {state.epoch}/{recipe.fit.epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}", flush=True
         )
     return run
+
+
+def _claim(run: Path, recipe: Recipe) -> None:
+    """A run folder is of one recipe: going on with another would be neither."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / RECIPE
+    if path.exists() and Recipe.model_validate_json(path.read_text()) != recipe:
+        raise RecipeError(f"{run} holds a run of another recipe: choose another --run, or remove the folder")
+    path.write_text(recipe.model_dump_json(indent=2))
 
 
 def _one_epoch(
@@ -117,12 +125,17 @@ def to_tensor(recipe: Recipe, pictures: list[npt.NDArray[np.float32]]) -> Tensor
     return torch.from_numpy(to_batch(prepared, shape.channels)).contiguous(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def predict(network: Network, recipe: Recipe, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
     """Logits [N, K] of uint8 images."""
+    return predict_grey(network, recipe, [to_grey(image) for image in images])
+
+
+@torch.no_grad()
+def predict_grey(network: Network, recipe: Recipe, images: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Logits [N, K] of grey images, float32 [H, W] in 0..1."""
     network.eval()
     batches = [images[i : i + 64] for i in range(0, len(images), 64)]
-    logits = [network(to_tensor(recipe, [to_grey(image) for image in batch])).numpy() for batch in batches]
+    logits = [network(to_tensor(recipe, batch)).numpy() for batch in batches]
     return np.concatenate(logits) if logits else np.zeros((0, len(recipe.labels)), np.float32)
 
 
@@ -134,6 +147,8 @@ def averaged(recipe: Recipe, state: State) -> Network:
 
 def load_run(run: Path) -> tuple[Recipe, Network]:
     """The recipe and the averaged network of a finished (or unfinished) run."""
+    if not (run / RECIPE).is_file() or not (run / CHECKPOINT).is_file():
+        raise RecipeError(f"{run} is no run with a finished epoch: make one with `python -m training fit`")
     recipe = Recipe.model_validate_json((run / RECIPE).read_text())
     network = make_network(recipe, weights=False)
     network.load_state_dict(torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)["average"])
@@ -151,7 +166,7 @@ def _average(state: State, decay: float, *, done: int) -> None:
 
 
 def _begin_or_resume(recipe: Recipe, run: Path, steps: int) -> State:
-    network = make_network(recipe).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = make_network(recipe).to(memory_format=torch.channels_last)
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     spec = recipe.fit

@@ -30,6 +30,7 @@ class DataSpec(_Frozen):
     """Which images a fit may see. Splits are by group: 80 % train, 10 % validation, 10 % test."""
 
     external: tuple[str, ...] = ()  # whole sources that no fit sees
+    children: tuple[str, ...] = ("kaggle_kermany",)  # sources of children: adults are evaluated apart
     split_seed: int = 7
     balance: float = Field(default=0.5, ge=0, le=1)  # 0: as they come; 1: every source of a label weighs the same
 

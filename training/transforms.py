@@ -19,7 +19,7 @@ Rng = np.random.Generator
 
 def to_grey(image: npt.NDArray[np.uint8]) -> FloatArray:
     """uint8 [H, W] to float32 0..1."""
-    return image.astype(np.float32) / 255
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def augment(image: npt.NDArray[np.uint8], spec: AugmentSpec, rng: Rng) -> FloatArray:

@@ -1,0 +1,125 @@
+"""What a model says of the test part, of adults alone, of hospitals it never saw, and of what it should not see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.base import Engine, FloatArray
+from engines.bundle import Bundle
+from engines.preprocess import prepare, to_batch
+from training.datasets import Part, Sample, load_images, load_index, select, unseen
+from training.metrics import Scored, recall_of, report
+from training.recipe import DataSpec, RecipeError
+from training.transforms import to_grey
+
+FRAME = 0.1  # the outer tenth of each side is all that the border-only control sees
+_BATCH = 32
+Predict = Callable[[list[FloatArray]], FloatArray]  # grey float32 [H, W] in 0..1 -> probabilities [N, K]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is evaluated: something that predicts these labels, and the data it was fitted and must be tested on."""
+
+    predict: Predict
+    labels: tuple[str, ...]
+    data: DataSpec
+
+
+def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
+    """A bundle as it ships: the ONNX through the (active) engine, the split from its manifest."""
+    shape = bundle.manifest.input
+
+    def predict(images: list[FloatArray]) -> FloatArray:
+        prepared = [prepare(image, shape.rows, shape.columns) for image in images]
+        batches = [prepared[i : i + _BATCH] for i in range(0, len(prepared), _BATCH)]
+        return np.concatenate([engine.infer(to_batch(b, shape.channels)).probabilities for b in batches])
+
+    if "split" not in bundle.manifest.data:
+        raise RecipeError(f"bundle {bundle.name} does not say how its data was split: evaluate its run instead")
+    labels = tuple(label.name for label in bundle.labels)
+    return Subject(predict=predict, labels=labels, data=DataSpec.model_validate(bundle.manifest.data["split"]))
+
+
+def evaluate(subject: Subject, data: Path) -> dict[str, Any]:
+    """Every figure of the model card, as JSON can hold it. Raises RecipeError where the data cannot be read."""
+    samples = load_index(data, subject.data)
+    test = select(samples, Part.TEST, subject.labels)
+    external = unseen(select(samples, Part.EXTERNAL, subject.labels), samples)
+    if not test:
+        raise RecipeError(f"{data}/index.csv has no test image with a label of {', '.join(subject.labels)}")
+    scored, border = score(subject, data, test), score(subject, data, test, change=frame_only)
+    scored_external = score(subject, data, external) if external else None
+    adult = np.array([s.source not in subject.data.children for s in test])
+    result = {
+        "test": report(scored, subject.labels),
+        "test_adults": report(scored.take(adult), subject.labels) if adult.any() else None,
+        "by_source": _by_source(test, scored, subject.labels),
+        "border_only": report(border, subject.labels),
+        "external": None,
+        "external_by_source": [],
+        "other_findings": _other_findings(subject, data, samples),
+    }
+    if scored_external:
+        result["external"] = report(scored_external, subject.labels)
+        result["external_by_source"] = _by_source(external, scored_external, subject.labels)
+    return result
+
+
+def score(
+    subject: Subject, data: Path, samples: Sequence[Sample], change: Callable[[FloatArray], FloatArray] | None = None
+) -> Scored:
+    """Probabilities of labelled samples; `change` is applied to each grey image first."""
+    images = [to_grey(image) for image in load_images(data, samples)]
+    return Scored(
+        truth=np.array([subject.labels.index(s.label) for s in samples], np.int64),
+        probabilities=subject.predict([change(image) for image in images] if change else images),
+        groups=np.array([s.group for s in samples], np.str_),
+    )
+
+
+def frame_only(image: FloatArray) -> FloatArray:
+    """Only the outer tenth of each side; the frame's mean within. A model that still tells classes uses a shortcut."""
+    h, w = image.shape
+    dy, dx = int(h * FRAME), int(w * FRAME)
+    inside = np.zeros(image.shape, bool)
+    inside[dy : h - dy, dx : w - dx] = True
+    return np.where(inside, image[~inside].mean(), image).astype(np.float32)
+
+
+def _by_source(samples: Sequence[Sample], scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:
+    def key(i: int) -> tuple[str, str]:
+        return samples[i].source, samples[i].label
+
+    rows = []
+    for (source, label), members in groupby(sorted(range(len(samples)), key=key), key):
+        part = scored.take(np.array(list(members)))
+        rows.append(
+            {"source": source, "label": label} | _said(part.probabilities, labels) | {"recall": recall_of(part)}
+        )
+    return rows
+
+
+def _other_findings(subject: Subject, data: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Test images whose finding is none of the labels: what the model says where every answer is wrong."""
+    others = sorted({s.label for s in samples} - set(subject.labels))
+    rows = []
+    for label in others:
+        chosen = select(samples, Part.TEST, [label])
+        if chosen:
+            images = [to_grey(image) for image in load_images(data, chosen)]
+            rows.append({"label": label} | _said(subject.predict(images), subject.labels))
+    return rows
+
+
+def _said(probabilities: FloatArray, labels: Sequence[str]) -> dict[str, Any]:
+    """How many images, and how many of them got each class."""
+    found = Counter(probabilities.argmax(1).tolist())
+    return {"images": len(probabilities), "classes": {label: found[k] for k, label in enumerate(labels)}}
