@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE
@@ -25,6 +25,7 @@ from cxrnode.types import Destination
 
 _MAX_TABLE_ROWS = 50
 _INTERRUPTED = 130
+_WIDE = 160  # columns of the table where no terminal says how wide it is
 
 
 class Format(StrEnum):
@@ -116,12 +117,15 @@ def _print_json(rows: Iterator[dict[str, Any]], summary: dict[str, Any]) -> None
 
 def _print_table(rows: Iterator[dict[str, Any]], run: BatchRun, summary: dict[str, Any]) -> None:
     labels = [label.name for label in run.bundle.labels]
-    table = Table("file", "outcome", "class", *(f"p {label}" for label in labels), "reason")
+    table = Table(Column("file", overflow="fold"))
+    for name in ("outcome", "class", *(f"p {label}" for label in labels)):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reason", overflow="fold")
     for row in islice(rows, _MAX_TABLE_ROWS):
         p = [f"{float(row[f'p_{label}']):.3f}" if row.get(f"p_{label}") else "" for label in labels]
         why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
         table.add_row(*(escape(cell) for cell in (row["path"], row["outcome"], row["class"], *p, why)))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
     console.print(table)
     outcomes = summary["outcomes"]
     if (hidden := sum(outcomes.values()) - _MAX_TABLE_ROWS) > 0:

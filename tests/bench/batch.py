@@ -1,0 +1,159 @@
+"""make bench-batch: run-batch beside the loop a user would write, its distance from the ideal, and its memory.
+
+    python -m tests.bench.batch [--count 200] [--rounds 3] [--large 1000] [--work DIR]
+
+Interleaved: each round runs the loop and then run-batch over the same files, each in a process of its own, started
+cold. The ideal is the CPU seconds of decoding, of inference and of report writing, each alone in one process, added up
+and divided by the cores. Memory is the sum over the process tree of the proportional set size (shared pages once).
+Prints a table in Markdown; nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from cxrnode import __version__
+from cxrnode.dicom.header import header_from_bytes
+from cxrnode.report.context import ReportContext
+from cxrnode.types import ImageResult, Prediction
+from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
+from engines.bundle import load_bundle
+from engines.load import make_engine
+from engines.preprocess import to_batch
+from tests.bench.archive import make_archive, paths
+
+CORES = len(os.sched_getaffinity(0))
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=int, default=1000, help="files of the memory run; 0: none")
+    parser.add_argument("--work", type=Path, default=Path("bench-out"))
+    a = parser.parse_args()
+    archive = make_archive(a.work / f"archive-{a.count}", a.count)
+    peer, ours, memory = [], [], []
+    for n in range(a.rounds):
+        peer.append(timed([sys.executable, "-m", "tests.bench.peer", str(archive), fresh(a.work / "peer")])[0])
+        seconds, peak = timed(run_batch(archive, a.work / "out"))
+        ours.append(seconds)
+        memory.append(peak)
+        print(f"round {n + 1}: loop {peer[-1]:.1f} s, run-batch {seconds:.1f} s, {peak:.0f} MB", file=sys.stderr)
+    stages = ideal(archive, a.work)
+    print(
+        f"\n{platform.processor() or platform.machine()}, {CORES} cores, Python {platform.python_version()}, "
+        f"cxrnode {__version__}, {a.count} files 2048x2500x16, {a.rounds} interleaved rounds, {datetime.now():%Y-%m-%d}\n"
+    )
+    print("| | wall s (median) | images/s | ratio |\n|---|---|---|---|")
+    row("the loop", statistics.median(peer), a.count, statistics.median(peer))
+    row("run-batch", statistics.median(ours), a.count, statistics.median(peer))
+    print("\n| stage alone, CPU ms an image | |\n|---|---|")
+    for name, seconds in stages.items():
+        print(f"| {name} | {1000 * seconds / a.count:.1f} |")
+    best = sum(stages.values()) / CORES
+    print(
+        f"| ideal wall, {CORES} cores, s | {best:.1f} |\n| **share of the ideal** | **{best / statistics.median(ours):.2f}** |"
+    )
+    print(f"\npeak memory, {a.count} files: {max(memory):.0f} MB")
+    if a.large:
+        seconds, peak = timed(run_batch(make_archive(a.work / f"archive-{a.large}", a.large), a.work / "out"))
+        print(
+            f"peak memory, {a.large} files: {peak:.0f} MB ({peak / max(memory):.2f} x), {a.large / seconds:.1f} images/s, "
+            f"share of the ideal {best / a.count * a.large / seconds:.2f}"
+        )
+
+
+def row(name: str, seconds: float, count: int, reference: float) -> None:
+    print(f"| {name} | {seconds:.1f} | {count / seconds:.1f} | {reference / seconds:.2f} |")
+
+
+def run_batch(archive: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "cxrnode", "run-batch", str(archive), "--out", fresh(out), "--quiet"]
+
+
+def fresh(folder: Path) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    return str(folder)
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """(wall seconds, peak MB of the process tree)."""
+    started, peak = time.monotonic(), 0.0
+    process = psutil.Popen(command)
+    while process.poll() is None:
+        peak = max(peak, tree_mb(process))
+        time.sleep(0.25)
+    assert process.returncode == 0, command
+    return time.monotonic() - started, peak
+
+
+def tree_mb(process: psutil.Process) -> float:
+    total = 0
+    try:
+        for p in (process, *process.children(recursive=True)):
+            total += p.memory_full_info().pss
+    except psutil.Error:  # it ended while we looked
+        return 0.0
+    return total / 2**20
+
+
+def ideal(archive: Path, work: Path) -> dict[str, float]:
+    """CPU seconds of each stage alone, over every file of the archive."""
+    bundle = load_bundle("default")
+    shape = bundle.manifest.input
+    locations = [{"container": str(p), "kind": "file", "offset": 0} for p in paths(archive)]
+    decoded: list[Decoded] = []
+    decoding, _ = cpu_seconds(lambda: decoded.extend(decode(at, shape) for at in locations))
+    engine = make_engine("cpu", bundle)
+    engine.activate()
+    images = [d.image for d in decoded if d.image]
+    assert len(images) == len(decoded)
+    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    inferring, outputs = cpu_seconds(lambda: [engine.infer(to_batch([i.pixels for i in b])) for b in batches])
+    cams = np.concatenate([o.cam for o in outputs])
+    probabilities = np.concatenate([o.probabilities for o in outputs])
+    context = ReportContext(
+        bundle=bundle, engine=engine.name, analysed_at=datetime.now().astimezone(), software_version=__version__
+    )
+    output = Output(root=Path(fresh(work / "ideal")))
+
+    def write() -> None:
+        for d, cam, p in zip(decoded, cams, probabilities, strict=True):
+            assert d.image and d.header and d.pixel_digest
+            said = Prediction(
+                probabilities=tuple(p.tolist()),
+                class_index=int(p.argmax()),
+                cam_max=float(cam.max()),
+                engine=engine.name,
+            )
+            make_capture(output, context, d, d.image.preview, cam, said)
+            image = ImageResult(source=header_from_bytes(d.header), pixel_digest=d.pixel_digest, prediction=said)
+            make_sr(output, context, [image])
+
+    reporting, _ = cpu_seconds(write)
+    return {"decode": decoding, "inference": inferring, "report": reporting}
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+if __name__ == "__main__":
+    main()
