@@ -96,12 +96,12 @@ def procedure_of(ordered: Sequence[ImageResult]) -> Code:
 
 
 def run_status(images: Sequence[ImageResult], bundle: Bundle) -> Code:
-    """CAD processing and findings summary (CID 6047): a label that is present and not normal is a finding."""
+    """CAD processing and findings summary (CID 6047). Whatever is not clearly normal counts as a finding."""
     predictions = [i.prediction for i in images if i.prediction is not None]
     if not predictions:
         return NONE_SUCCEEDED
     found = [finding_of(bundle, p) for p in predictions]
-    return _RUN_STATUS[len(predictions) == len(images), any(f is not None and not f.normal for f in found)]
+    return _RUN_STATUS[len(predictions) == len(images), any(f is None or not f.normal for f in found)]
 
 
 def image_status(image: ImageResult) -> Code:

@@ -110,6 +110,7 @@ def _ordered() -> list[ImageResult]:
     overrides = {
         "SpecificCharacterSet": "ISO_IR 100",
         "AccessionNumber": "A4711",
+        "FrameOfReferenceUID": "2.25.4711",
         "RequestAttributesSequence": [request],
         "IssuerOfAccessionNumberSequence": [issuer],
         "ProcedureCodeSequence": [_code("X", "99LOCAL", None), _code("36643-5", "LN", "XR Chest 2 Views")],

@@ -44,7 +44,8 @@ def dsr2html(path: Path, output: Path) -> list[str]:
 def pixelmed_sr(paths: Sequence[Path]) -> dict[Path, list[str]]:
     """Template conformance (TID 1500 and all below it) of many reports, in one JVM with the XPath limits lifted."""
     limits = [f"-Djdk.xml.{x}=0" for x in ("xpathTotalOpLimit", "xpathExprGrpLimit", "xpathExprOpLimit")]
-    command: list[Path | str] = [JAVA, "-Xmx1500m", "-XX:+UseSerialGC", *limits, "-cp", PIXELMED, _BATCH, *paths]
+    quick_start = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-DontCompileHugeMethods"]  # halves the time
+    command: list[Path | str] = [JAVA, "-Xmx1500m", *quick_start, *limits, "-cp", PIXELMED, _BATCH, *paths]
     done = _run(command)
     if done.returncode:
         raise RuntimeError(f"PixelMed's validator did not run: {done.stderr[-2000:]}")
@@ -71,5 +72,5 @@ def _dcmtk(command: Sequence[Path]) -> list[str]:
 
 def _run(command: Sequence[Path | str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, errors="replace", timeout=120, check=False
+        [str(c) for c in command], capture_output=True, text=True, errors="replace", timeout=300, check=False
     )

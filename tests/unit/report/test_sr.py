@@ -79,7 +79,7 @@ def test_highdicom_reads_the_report(name: str) -> None:
     [
         (POSITIVE, "Suspected COVID-19", "111242"),
         (NORMAL, "Normal", "111241"),
-        (UNDETERMINED, "Undetermined", "111241"),
+        (UNDETERMINED, "Undetermined", "111242"),
         ((0.5, 0.0, 0.5), "Suspected COVID-19", "111242"),  # both present: the abnormal one is told first
     ],
 )
@@ -144,6 +144,12 @@ def test_the_order_is_carried_over() -> None:
     (request,) = read(SCENARIOS["ordered"]()).ReferencedRequestSequence
     assert (request.AccessionNumber, request.RequestedProcedureID) == ("A4711", "RP17")
     assert request.RequestedProcedureDescription == "Röntgen Thorax"
+
+
+def test_the_frame_of_reference_is_the_one_that_all_images_share() -> None:
+    assert read(SCENARIOS["ordered"]()).FrameOfReferenceUID == "2.25.4711"
+    apart = [analysed(header(overrides={"FrameOfReferenceUID": uid})) for uid in ("2.25.1", "2.25.2")]
+    assert "FrameOfReferenceUID" not in read(apart)
 
 
 def test_only_the_causes_shape_the_uids() -> None:
