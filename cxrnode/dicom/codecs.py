@@ -37,6 +37,7 @@ CodeArray = npt.NDArray[Any]  # uint8 or uint16
 MAX_PIXELS = 16384 * 16384
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _NATIVE = (uids.ImplicitVRLittleEndian, uids.ExplicitVRLittleEndian, uids.DeflatedExplicitVRLittleEndian)
+_DCT = (uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit)
 _CODEC_ERRORS = (*DAMAGE, RuntimeError, imagecodecs.DelayedImportError)
 
 
@@ -143,7 +144,7 @@ def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
         raise Rejected(Reason.TRUNCATED, f"{len(ds.PixelData)} of {expected} bytes of pixel data")
     if fast and found.grey and ds.file_meta.TransferSyntaxUID in _NATIVE:
         words = np.frombuffer(ds.PixelData, found.dtype, count=found.rows * found.columns)
-        return _codes(words.reshape(found.rows, found.columns), found, found.allocated)
+        return _codes(words.reshape(found.rows, found.columns), found, None)
     try:
         return _decode_by_pydicom(ds, found, None)
     except _CODEC_ERRORS as error:
@@ -159,8 +160,8 @@ def _decode_fast(ds: Dataset, frame: bytes, stream: Codestream | None, found: La
     if stream.syntax == uids.JPEG2000:
         return _jpeg2000(frame, stream, found, least)
     if stream.syntax == uids.JPEGLSLossless:
-        return _codes(_jpegls(frame, stream), found, stream.precision)
-    return _codes(_two_dimensional(imagecodecs.jpeg8_decode(frame)), found, stream.precision)
+        return _codes(_jpegls(frame, stream), found, stream)
+    return _codes(_two_dimensional(imagecodecs.jpeg8_decode(frame)), found, stream)
 
 
 def _rle(ds: Dataset, frame: bytes, found: Layout) -> Codes:
@@ -168,7 +169,7 @@ def _rle(ds: Dataset, frame: bytes, found: Layout) -> Codes:
         frame, rows=found.rows, columns=found.columns, samples=found.samples, allocated=found.allocated
     )
     if found.samples == 1:
-        return _as_codes(ds, planes[0], found, found.allocated)
+        return _as_codes(ds, planes[0], found, None)
     if found.photometric == "YBR_FULL":
         return Codes(codes=planes[0], bits=found.allocated, offset=0, colour=True)
     return _luminance(np.dstack(planes))
@@ -220,18 +221,26 @@ def _halvings(side: int, least: int, most: int) -> int:
 def _decode_by_pydicom(ds: Dataset, found: Layout, stream: Codestream | None) -> Codes:
     syntax = ds.file_meta.TransferSyntaxUID if stream is None else _agreed(stream, ds.file_meta.TransferSyntaxUID)
     plugin = "pydicom" if syntax == uids.RLELossless else ""  # see `runlength`
-    array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
+    array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **_corrections(found, stream))
     if found.samples == 1:
-        return _as_codes(ds, array, found, found.allocated if stream is None else stream.precision)
+        return _as_codes(ds, array, found, stream)
     return _luminance(array)
 
 
-def _as_codes(ds: Dataset, array: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
+def _corrections(found: Layout, stream: Codestream | None) -> dict[str, Any]:
+    """pydicom cuts off what lies above Bits Stored, wherever the high bit is, and believes a Planar Configuration
+    that JPEG codestreams do not have."""
+    if stream is None:
+        return {"bits_stored": found.allocated}
+    return {"planar_configuration": 0} | ({"bits_stored": stream.precision} if stream.syntax in _DCT else {})
+
+
+def _as_codes(ds: Dataset, array: npt.NDArray[Any], found: Layout, stream: Codestream | None) -> Codes:
     if found.photometric == "PALETTE COLOR":
         return _luminance(apply_color_lut(array, ds))
     if not found.grey:
         raise ValueError(f"one sample a pixel as {found.photometric}")
-    return _codes(_two_dimensional(array), found, precision)
+    return _codes(_two_dimensional(array), found, stream)
 
 
 def _agreed(stream: Codestream, declared: uids.UID) -> uids.UID:
@@ -261,8 +270,9 @@ def _offset(found: Layout) -> int:
     return 1 << (found.stored - 1) if found.signed else 0
 
 
-def _codes(words: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
-    """Cut the stored bits out of `precision` coded ones (PS3.5 section 8.1.1); bits above may hold old overlays."""
+def _codes(words: npt.NDArray[Any], found: Layout, stream: Codestream | None) -> Codes:
+    """Cut the stored bits out of the allocated (PS3.5 section 8.1.1) or coded ones: above may lie old overlays."""
+    precision = found.allocated if stream is None else stream.precision
     words = _native_order(words)
     unsigned = words.view(f"u{words.dtype.itemsize}")
     shift = found.high_bit - found.stored + 1 if precision > found.stored else 0
@@ -270,7 +280,9 @@ def _codes(words: npt.NDArray[Any], found: Layout, precision: int) -> Codes:
     if shift:
         unsigned = np.right_shift(unsigned, shift)
     if found.stored < 8 * unsigned.dtype.itemsize and (found.signed or int(unsigned.max()) > mask):
-        unsigned = np.bitwise_and(unsigned, unsigned.dtype.type(mask))
+        overshoots = stream is not None and stream.syntax in _DCT and not found.signed
+        cut = np.minimum if overshoots else np.bitwise_and
+        unsigned = cut(unsigned, unsigned.dtype.type(mask))
     if found.signed:
         unsigned = np.bitwise_xor(unsigned, unsigned.dtype.type(_offset(found)))
     return Codes(codes=unsigned, bits=found.stored, offset=_offset(found))

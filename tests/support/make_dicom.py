@@ -53,7 +53,8 @@ SOP_CLASSES = {
 TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "ReferringPhysicianName", "StudyID", "AccessionNumber", "SeriesNumber", "Manufacturer", "InstanceNumber",
-    "PatientOrientation", "BodyPartExamined", "ViewPosition", "AcquisitionContextSequence", "DetectorType", "Laterality",
+    "PatientOrientation", "BodyPartExamined", "ViewPosition", "AcquisitionContextSequence", "DetectorType",
+    "Laterality",
 )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def store_picture(ds: Dataset, picture: npt.NDArray[np.float32], how: Coding) ->
         return
     if how.voi == "sigmoid":
         picture = np.clip(picture, 0.005, 0.995)
-        picture = np.clip(0.5 - 0.25 * np.log(1 / picture - 1), 0, 1)
+        picture = (0.5 - np.log(1 / picture - 1) / 12).astype(np.float32)  # the window is a third of the range
     shown = 1 - picture if how.photometric == "MONOCHROME1" or how.shape_inverse else picture
     top = 2**how.bits_stored - 1
     values = np.rint(shown * top).astype(np.int32)
@@ -217,7 +218,7 @@ def _modality_lut(ds: Dataset, how: Coding, offset: int, top: int) -> None:
     if how.modality == "rescale":
         ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "-1000", "0.5", "US"
     elif how.modality == "lut":
-        ds.ModalityLUTSequence = [_lut(range(top, -1, -1), first=-offset, bits=16, signed=how.signed)]
+        ds.ModalityLUTSequence = [_lut(range(top, -1, -1), how, first=-offset, bits=16, signed=how.signed)]
         ds.ModalityLUTSequence[0].ModalityLUTType = "US"
 
 
@@ -228,22 +229,24 @@ def _voi_lut(ds: Dataset, how: Coding, offset: int, top: int) -> None:
     if how.voi in ("window", "windows"):  # PS3.3 C.11.2.1.2.1: the window's ends are c - 0.5 -/+ (w - 1) / 2
         ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2 + 0.5:g}", f"{high - low + 1:g}"
     elif how.voi in ("exact", "sigmoid"):
-        ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:g}", f"{high - low:g}"
+        ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:g}", f"{high - low:.9g}"
         ds.VOILUTFunction = "LINEAR_EXACT" if how.voi == "exact" else "SIGMOID"
+        if how.voi == "sigmoid":
+            ds.WindowWidth = f"{(high - low) / 3:.9g}"
     elif how.voi == "lut":
         entries = np.rint(np.linspace(0, 4095, top + 1)).astype(int).tolist()
         signed = how.signed and how.modality != "lut"
-        ds.VOILUTSequence = [_lut(entries, first=int(low), bits=12, signed=signed)]
+        ds.VOILUTSequence = [_lut(entries, how, first=int(low), bits=12, signed=signed)]
     if how.voi == "windows":
         ds.WindowCenter, ds.WindowWidth = [ds.WindowCenter, "3000"], [ds.WindowWidth, "10"]
         ds.WindowCenterWidthExplanation = ["NORMAL", "HARDER"]
 
 
-def _lut(entries: Any, *, first: int, bits: int, signed: bool) -> Dataset:
+def _lut(entries: Any, how: Coding, *, first: int, bits: int, signed: bool) -> Dataset:
     entries = list(entries)
     item = Dataset()
     item.add_new(0x00283002, "SS" if signed else "US", [len(entries) % 65536, first, bits])
-    item.add_new(0x00283006, "OW", np.asarray(entries, "<u2").tobytes())
+    item.add_new(0x00283006, "OW", np.asarray(entries, ">u2" if how.syntax == "big_endian" else "<u2").tobytes())
     return item
 
 
@@ -298,9 +301,7 @@ def _by_pydicom(syntax: str, **options: Any) -> Any:
     """RLE, JPEG-LS and JPEG 2000 with pydicom's own encoders."""
 
     def encode(ds: Dataset, words: npt.NDArray[Any], native: bytes, how: Coding) -> bytes:
-        if (
-            how.signed and syntax != "rle"
-        ):  # pydicom demands that the codestream's sign agrees with the header's
+        if how.signed and syntax != "rle":  # pydicom demands that the codestream's sign agrees with the header's
             words = _sign_extended(words, how)
         pixels = words if words.ndim == 2 or not how.planar else np.moveaxis(words, 0, -1)
         described = _encode_options(ds, how)

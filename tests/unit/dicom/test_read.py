@@ -108,8 +108,9 @@ def test_mandatory_uids(keyword: str, value: str | None) -> None:
 
 def test_data_set_wins_over_the_file_meta() -> None:
     ds = small()
-    ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    assert read_instance(to_bytes(ds)).SOPInstanceUID == ds.SOPInstanceUID
+    uid = ds.SOPInstanceUID.encode()
+    other = read_instance(to_bytes(ds).replace(uid, uid[:-1] + b"7", 1))
+    assert other.SOPInstanceUID == ds.SOPInstanceUID != other.file_meta.MediaStorageSOPInstanceUID
 
 
 def test_dicomdir_is_named_so() -> None:
