@@ -6,7 +6,7 @@ from pydicom import Dataset
 
 from cxrnode.dicom.identity import RESEARCH_USE
 from cxrnode.errors import ResultError
-from cxrnode.report.common import check_images, finish, new_object
+from cxrnode.report.common import check_images, finish, new_object, set_frame_of_reference
 from cxrnode.report.content import code_item, dcm, sop_reference
 from cxrnode.report.context import DEFAULT_LONG_SIDE, ReportContext, finding_word
 from cxrnode.report.overlay import draw_overlay
@@ -48,6 +48,7 @@ def build_capture(
     ds.PatientOrientation = _orientation(source)
     ds.InstanceNumber = int(source.get("InstanceNumber") or 1)
     ds.ImageComments = f"{finding_word(context.bundle, image.prediction)}. {RESEARCH_USE}"
+    set_frame_of_reference(ds, [image])
     _set_lossy(ds, source)
     _set_derivation(ds, source, context)
     _set_pixels(ds, draw_overlay(preview, cam, image.prediction, context, long_side=long_side))

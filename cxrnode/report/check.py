@@ -81,7 +81,7 @@ def _equipment_findings(ds: Dataset) -> Iterator[str]:
     if ds.get("Manufacturer") != MANUFACTURER or ds.get("ManufacturerModelName") != MODEL_NAME:
         yield "Manufacturer or ManufacturerModelName is not the node's: its loop guard would not know the object"
     for keyword in _FILLED:
-        if not ds.get(keyword):
+        if ds.get(keyword) in (None, ""):
             yield f"{keyword} is empty"
     equipment = ds.get("ContributingEquipmentSequence") or []
     if not any(is_valid_uid(item.get("DeviceUID")) for item in equipment):

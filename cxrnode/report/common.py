@@ -147,10 +147,13 @@ def _zone(lead: Header) -> timezone | None:
     return timezone(delta if text[0] == "+" else -delta)
 
 
-def frame_of_reference(images: Sequence[ImageResult]) -> str:
-    """The frame of reference that all images share, or ""."""
+def set_frame_of_reference(ds: Dataset, images: Sequence[ImageResult]) -> None:
+    """The frame of reference that all images share, if they do (PS3.3 C.7.4.1; projection images seldom have one)."""
     uids = {Header(i.source).get("FrameOfReferenceUID") for i in images}
-    return uids.pop() if len(uids) == 1 else ""
+    uid = uids.pop() if len(uids) == 1 else ""
+    if uid.startswith(("0.", "1.", "2.")):  # the roots there are; optional here, so dropped rather than repeated
+        ds.FrameOfReferenceUID = uid
+        ds.PositionReferenceIndicator = ""
 
 
 def finish(ds: Dataset, lead: Header, codes: Iterable[Code]) -> Dataset:

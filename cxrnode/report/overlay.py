@@ -17,7 +17,7 @@ from cxrnode.report.context import (
     finding_word,
     map_reference,
     state_of,
-)  # fmt: skip
+)
 from cxrnode.report.source import ascii_text
 from cxrnode.types import ByteArray, FloatArray, Prediction
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from pydicom import DataElement, Dataset, Sequence
-from pydicom.charset import decode_bytes, encode_string, python_encoding
+from pydicom.charset import custom_encoders, decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.multival import MultiValue
@@ -106,7 +106,7 @@ def choose_character_set(source: tuple[str, ...], texts: Iterable[str]) -> str |
 def _survives(text: str, terms: tuple[str, ...]) -> bool:
     encodings = _encodings(terms)
     try:
-        if len(encodings) == 1:
+        if len(encodings) == 1 and encodings[0] not in custom_encoders:
             return text.encode(encodings[0]).decode(encodings[0]) == text
         with warnings.catch_warnings():  # pydicom warns instead of raising where a text does not fit
             warnings.simplefilter("error")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydicom import Dataset
-from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID
 
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, RESEARCH_USE
-from cxrnode.report.common import check_images, finish, frame_of_reference, lead_of, new_object, reading_order
+from cxrnode.report.common import check_images, finish, lead_of, new_object, reading_order, set_frame_of_reference
 from cxrnode.report.content import (
     CONCEPT_MOD,
     OBS_CONTEXT,
@@ -21,7 +21,7 @@ from cxrnode.report.content import (
     sop_reference,
     text,
     uidref,
-)  # fmt: skip
+)
 from cxrnode.report.context import ReportContext, finding_of, finding_word, state_of
 from cxrnode.report.source import Header, ascii_text
 from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection
@@ -77,7 +77,7 @@ def build_sr(images: Sequence[ImageResult], context: ReportContext) -> Dataset:
     ds = new_object(
         context, lead, kind=Kind.SR, sop_class_uid=COMPREHENSIVE_3D_SR, sop_instance_uid=context.sr_uid(images)
     )
-    _set_frame_of_reference(ds, ordered)
+    set_frame_of_reference(ds, ordered)
     _set_document(ds, ordered, lead)
     procedure = procedure_of(ordered)
     _set_content(ds, ordered, context, procedure)
@@ -145,13 +145,6 @@ def prediction_text(bundle: Bundle, prediction: Prediction) -> str:
         for label, p in zip(bundle.labels, prediction.probabilities, strict=True)
     ]
     return f"{finding_word(bundle, prediction).upper()} ({', '.join(parts)})"
-
-
-def _set_frame_of_reference(ds: Dataset, images: Sequence[ImageResult]) -> None:
-    uid = frame_of_reference(images)
-    if uid:
-        ds.FrameOfReferenceUID = uid
-        ds.PositionReferenceIndicator = ""
 
 
 def _set_document(ds: Dataset, ordered: Sequence[ImageResult], lead: Header) -> None:
@@ -279,5 +272,5 @@ def _evaluations(bundle: Bundle, prediction: Prediction) -> list[Dataset]:
 def _source_image(image: ImageResult) -> Dataset:
     header = Header(image.source)
     sop_class = header.get("SOPClassUID")
-    is_image = "Image Storage" in UID_dictionary.get(sop_class, ("",))[0]
+    is_image = "Image Storage" in UID(sop_class).name
     return reference(SOURCE, sop_class, header.get("SOPInstanceUID"), is_image=is_image)

@@ -109,6 +109,11 @@ def test_the_orientation_is_the_sources_where_it_is_valid() -> None:
     assert dirty.PatientOrientation is None or dirty.PatientOrientation == ""
 
 
+def test_an_instance_number_of_zero_is_a_number() -> None:
+    image = analysed(header(overrides={"InstanceNumber": 0}))
+    check_result(build_capture(image, preview(), cam(), context()), [image])
+
+
 def test_only_the_causes_shape_the_uid() -> None:
     image, here = analysed(), context()
     uid = build_capture(image, preview(), cam(), here).SOPInstanceUID

@@ -14,6 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 
 from cxrnode.errors import ResultError
+from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.encode import encode
 from cxrnode.report.sr import build_sr
@@ -26,8 +27,10 @@ from tests.support.results import (
     SCENARIOS,
     UNDETERMINED,
     analysed,
+    cam,
     context,
     header,
+    preview,
     rejected,
 )
 
@@ -147,7 +150,9 @@ def test_the_order_is_carried_over() -> None:
 
 
 def test_the_frame_of_reference_is_the_one_that_all_images_share() -> None:
-    assert read(SCENARIOS["ordered"]()).FrameOfReferenceUID == "2.25.4711"
+    images = SCENARIOS["ordered"]()
+    assert read(images).FrameOfReferenceUID == "2.25.4711"
+    assert build_capture(images[0], preview(), cam(), context()).FrameOfReferenceUID == "2.25.4711"
     apart = [analysed(header(overrides={"FrameOfReferenceUID": uid})) for uid in ("2.25.1", "2.25.2")]
     assert "FrameOfReferenceUID" not in read(apart)
 
