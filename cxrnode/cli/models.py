@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from engines.load import make_engine
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cxrnode.dicom.identity import RESEARCH_USE
 from engines.bundle import CARD, DEFAULT_BUNDLE, load_bundle, shipped_bundles
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped bundle's na
 @app.command("list")
 def list_bundles() -> None:
     """List the shipped bundles."""
-    table = Table("name", "version", "labels", "input", "digest")
+    table = Table(Column("name", no_wrap=True), "version", "labels", "input", "digest")
     for folder in shipped_bundles():
         bundle = load_bundle(str(folder))
         m = bundle.manifest

