@@ -88,14 +88,14 @@ def pixel_digest(ds: Dataset) -> str:
 @contextmanager
 def tolerant() -> Iterator[None]:
     """pydicom without value validation, warnings and logging: it quotes values, which may be patient data, in both."""
-    log = logging.getLogger("pydicom")
-    was_disabled, log.disabled = log.disabled, True
+    log = logging.getLogger("pydicom")  # has a handler that drops all: nothing goes past it now
+    propagated, log.propagate = log.propagate, False
     try:
         with disable_value_validation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.disabled = was_disabled
+        log.propagate = propagated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

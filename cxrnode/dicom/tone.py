@@ -87,15 +87,19 @@ def tone_of(ds: Dataset, decoded: Codes, padding: Padding | None) -> Tone:
 
 def is_inverted(ds: Dataset) -> bool:
     """Whether small values are dense bone."""
-    sign = _whole(ds, "PixelIntensityRelationshipSign")
-    if _is_raw(ds) and sign in (1, -1):  # PS3.3 C.8.11.3.1.2: 1 = more X-rays, higher values
+    if sign := _raw_sign(ds):
         return sign == 1
     shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
     return str(ds.get("PhotometricInterpretation") or "").strip().upper() == "MONOCHROME1" or shape == "INVERSE"
 
 
-def _is_raw(ds: Dataset) -> bool:
-    return str(ds.get("SOPClassUID")) == uids.DigitalXRayImageStorageForProcessing
+def _raw_sign(ds: Dataset) -> int:
+    """Of detector data, 1: more X-rays, higher values (PS3.3 C.8.11.3.1.2); -1: the reverse; 0: not stated, or no such
+    data."""
+    if str(ds.get("SOPClassUID")) != uids.DigitalXRayImageStorageForProcessing:
+        return 0
+    sign = _whole(ds, "PixelIntensityRelationshipSign")
+    return sign if sign in (1, -1) else 0
 
 
 def padding_of(ds: Dataset, decoded: Codes) -> Padding | None:
@@ -172,7 +176,7 @@ def _modality(ds: Dataset, decoded: Codes) -> tuple[float, float] | _Values:
         return lut(_line((1.0, 0.0), decoded))
     slope, intercept = _decimal(ds, "RescaleSlope"), _decimal(ds, "RescaleIntercept")
     line = (1.0, 0.0) if slope is None or intercept is None or slope == 0 else (slope, intercept)
-    if _is_raw(ds) and str(ds.get("PixelIntensityRelationship") or "").strip().upper() == "LIN":
+    if _raw_sign(ds) == 1 and str(ds.get("PixelIntensityRelationship") or "").strip().upper() == "LIN":
         return np.log1p(np.maximum(_line(line, decoded), 0.0))
     return line
 
