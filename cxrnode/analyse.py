@@ -20,7 +20,7 @@ from cxrnode.pool import Pool, Task, WorkerCrashedError
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Finding, Queue, WaitingJob
-from cxrnode.types import FloatArray, Prediction, Reason, Rejection, ResultObject
+from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
 from engines.base import Engine, EngineError
 from engines.preprocess import to_batch
@@ -174,8 +174,8 @@ class Analyser:
             for finding in findings:
                 self.queue.finish(c, finding)
         for f in findings:
-            if f.sop_instance_uid and f.pixel_digest:
-                self._in_flight.pop((f.sop_instance_uid, f.pixel_digest), None)
+            if f.sop_instance_uid and f.pixel_digest and f.outcome is not Outcome.DUPLICATE:
+                self._in_flight.pop((f.sop_instance_uid, f.pixel_digest), None)  # the store knows it from here on
         self._start_reports()
         self.on_done(len(findings))
 
