@@ -55,11 +55,13 @@ class Calibrated:
 def export_run(run: Path, data: Path, folder: Path, *, version: str, evidence: dict[str, Any] | None = None) -> Path:
     """Write the bundle `folder` (its name is the bundle's) from `run`; an older one is replaced when all is done.
 
+    It is made within the run folder first, so that a half-made one never stands among the shipped.
+
     `evidence` goes into the manifest's metrics and the card as it is. Raises RecipeError, ExportError, EngineError.
     """
     recipe, network = load_run(run)
     calibrated = calibrate(recipe, network, data)
-    staging = folder.with_name(f".{folder.name}.part")
+    staging = run / "bundle"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     exported = export_onnx(network, recipe.input, calibrated.temperature, staging / MODEL)
@@ -73,7 +75,7 @@ def export_run(run: Path, data: Path, folder: Path, *, version: str, evidence: d
     if size > _LARGEST:
         raise RecipeError(f"the bundle has {size / 2**20:.0f} MiB, at most {_LARGEST // 2**20} are allowed")
     shutil.rmtree(folder, ignore_errors=True)
-    return staging.replace(folder)
+    return shutil.copytree(staging, folder)
 
 
 def calibrate(recipe: Recipe, network: Network, data: Path) -> Calibrated:

@@ -105,4 +105,5 @@ def sampling_weights(samples: Sequence[Sample], balance: float) -> npt.NDArray[n
     weight = {key: n ** (1 - balance) for key, n in count.items()}
     of_label = {label: sum(w for (k, _), w in weight.items() if k == label) for label, _ in count}
     raw = [weight[s.label, s.source] / of_label[s.label] / count[s.label, s.source] for s in samples]
-    return np.asarray(raw, np.float64) / sum(raw)
+    total = sum(raw)
+    return np.array([w / total for w in raw], np.float64)

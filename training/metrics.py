@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from engines.base import FloatArray, IntArray
 
-_RESAMPLES = 500
+_RESAMPLES = 1000
 _SEED = 20201108
+Array = npt.NDArray[np.float64]
 Figure = dict[str, float]  # value, low, high
 Row = dict[str, Any]
 
@@ -35,41 +36,84 @@ class Scored:
 
 def report(scored: Scored, labels: Sequence[str]) -> Row:
     """Counts, confusion matrix, and every figure of paper 1's table with its interval; JSON can hold it."""
-    values = interval(scored, lambda s: _figures(s, len(labels)))
-    names = ["precision", "recall", "specificity", "f1", "auc"]
+    classes = list(range(len(labels)))
+    found = scored.probabilities.argmax(1)
+    matrix = confusion_matrix(scored.truth, found, labels=classes).astype(np.float64)
+    weights = draw(scored.groups)
+    drawn = _drawn_confusions(scored.truth, found, weights, len(labels))
+    point, spread = _figures(matrix[None]), _figures(drawn)
     per_label = {
-        label: {"n": int((scored.truth == k).sum())}
-        | {name: values[1 + k * len(names) + i] for i, name in enumerate(names)}
+        label: {"n": int(matrix[k].sum())}
+        | {name: _figure(point[name][0, k], spread[name][:, k]) for name in point}
+        | {"auc": _auc_figure(scored.truth == k, scored.probabilities[:, k], weights)}
         for k, label in enumerate(labels)
-        if (scored.truth == k).any()
+        if matrix[k].sum()
     }
     return {
         "images": len(scored),
         "groups": len(set(scored.groups)),
-        "accuracy": values[0],
+        "accuracy": _figure(_accuracy(matrix[None])[0], _accuracy(drawn)),
         "per_label": per_label,
-        "confusion": _confusion(scored, len(labels)).tolist(),
+        "confusion": matrix.astype(int).tolist(),
     }
-
-
-def interval(scored: Scored, statistic: Callable[[Scored], FloatArray]) -> list[Figure | None]:
-    """Value and 2.5 / 97.5 percentiles of each number that `statistic` gives; None where it is not defined."""
-    rng = np.random.default_rng(_SEED)
-    names, member = np.unique(scored.groups, return_inverse=True)
-    rows = [np.flatnonzero(member == g) for g in range(len(names))]
-    draws = [
-        statistic(scored.take(np.concatenate([rows[g] for g in rng.integers(0, len(rows), len(rows))])))
-        for _ in range(_RESAMPLES)
-    ]
-    return [_figure(v, column) for v, column in zip(statistic(scored), np.array(draws).T, strict=True)]
 
 
 def recall_of(scored: Scored) -> Figure | None:
     """Share of images whose class is their label; of one label's images that is its recall."""
-    return interval(scored, lambda s: np.array([(s.probabilities.argmax(1) == s.truth).mean()], np.float32))[0]
+    hit = (scored.probabilities.argmax(1) == scored.truth).astype(np.float64)
+    weights = draw(scored.groups)
+    return _figure(float(hit.mean()), weights @ hit / weights.sum(1))
 
 
-def _figure(value: float, draws: FloatArray) -> Figure | None:
+def draw(groups: npt.NDArray[np.str_]) -> Array:
+    """Bootstrap weights [1000, N]: how often each image counts when its groups are drawn with replacement."""
+    names, member = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(_SEED)
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
+    return np.asarray(times[:, member], np.float64)
+
+
+def weighted_auc(is_label: npt.NDArray[np.bool_], score: FloatArray, weights: Array) -> Array:
+    """[R]: the area under the ROC curve for each row of weights [R, N]; nan where a side is empty."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # ties count as one place, half on either side
+    positive = np.add.reduceat(weights[:, order] * is_label[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~is_label[order], starts, axis=1)
+    below = negative.cumsum(1) - negative / 2
+    return _divide((positive * below).sum(1), positive.sum(1) * negative.sum(1))
+
+
+def _auc_figure(is_label: npt.NDArray[np.bool_], score: FloatArray, weights: Array) -> Figure | None:
+    if is_label.all() or not is_label.any():
+        return None
+    return _figure(float(roc_auc_score(is_label, score)), weighted_auc(is_label, score, weights))
+
+
+def _drawn_confusions(truth: IntArray, found: npt.NDArray[np.intp], weights: Array, classes: int) -> Array:
+    """[R, K, K]: row the label, column the class."""
+    cell = truth * classes + found
+    return np.asarray((weights @ np.eye(classes * classes)[cell]).reshape(-1, classes, classes), np.float64)
+
+
+def _accuracy(confusions: Array) -> Array:
+    return _divide(np.trace(confusions, axis1=1, axis2=2), confusions.sum((1, 2)))
+
+
+def _figures(confusions: Array) -> dict[str, Array]:
+    """Each figure [R, K] of confusion matrices [R, K, K]; nan where it is not defined."""
+    hit = np.diagonal(confusions, axis1=1, axis2=2)
+    missed, false = confusions.sum(2) - hit, confusions.sum(1) - hit
+    rejected = confusions.sum((1, 2))[:, None] - hit - missed - false
+    return {
+        "precision": _divide(hit, hit + false),
+        "recall": _divide(hit, hit + missed),
+        "specificity": _divide(rejected, rejected + false),
+        "f1": _divide(2 * hit, 2 * hit + false + missed),
+    }
+
+
+def _figure(value: float, draws: Array) -> Figure | None:
+    """Value and the 2.5 and 97.5 percentiles; None where it is not defined."""
     drawn = draws[np.isfinite(draws)]
     if not np.isfinite(value) or not len(drawn):
         return None
@@ -77,28 +121,5 @@ def _figure(value: float, draws: FloatArray) -> Figure | None:
     return {"value": round(float(value), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def _figures(scored: Scored, classes: int) -> FloatArray:
-    """[1 + 5 K]: accuracy, then precision, recall, specificity, F1 and AUC of each label; nan where not defined."""
-    matrix = _confusion(scored, classes).astype(np.float64)
-    values = [float(np.trace(matrix) / matrix.sum())]
-    for k in range(classes):
-        hit, missed, false = matrix[k, k], matrix[k].sum() - matrix[k, k], matrix[:, k].sum() - matrix[k, k]
-        rejected = matrix.sum() - hit - missed - false
-        values += [_ratio(hit, hit + false), _ratio(hit, hit + missed), _ratio(rejected, rejected + false)]
-        values += [_ratio(2 * hit, 2 * hit + false + missed), _auc(scored, k)]
-    return np.array(values, np.float32)
-
-
-def _confusion(scored: Scored, classes: int) -> npt.NDArray[np.int64]:
-    """[K, K]: row the label, column the class."""
-    found = scored.probabilities.argmax(1)
-    return np.asarray(confusion_matrix(scored.truth, found, labels=list(range(classes))), np.int64)
-
-
-def _auc(scored: Scored, k: int) -> float:
-    is_k = scored.truth == k
-    return float("nan") if is_k.all() or not is_k.any() else float(roc_auc_score(is_k, scored.probabilities[:, k]))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else float("nan")
+def _divide(part: Array, whole: Array) -> Array:
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0), np.float64)

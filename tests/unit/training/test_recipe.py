@@ -1,0 +1,44 @@
+"""A recipe says everything or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.recipe import RECIPES, RecipeError, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
+    recipe = load_recipe(path.stem)
+    assert recipe.name == path.stem
+    header = path.read_text().split("name =")[0]
+    assert f"python -m training fit {path.stem}" in header
+    assert "minutes" in header
+    assert sum(label.normal for label in recipe.labels) == 1
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    text = (RECIPES / "resnet50.toml").read_text() + "learning_rat = 0.1\n"
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"fit\.learning_rat"):
+        load_recipe(str(tmp_path / "r.toml"))
+
+
+def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("name = ")
+    with pytest.raises(RecipeError, match="is not valid"):
+        load_recipe(str(tmp_path / "r.toml"))
+
+
+def test_an_unknown_name_is_told_what_there_is() -> None:
+    with pytest.raises(RecipeError, match="cxr3-lite0, resnet50"):
+        load_recipe("nothing")
+
+
+def test_a_meaning_too_long_for_dicom_is_refused(tmp_path: Path) -> None:
+    text = (RECIPES / "resnet50.toml").read_text().replace("Viral pneumonia", "v" * 65)
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match="meaning"):
+        load_recipe(str(tmp_path / "r.toml"))
