@@ -26,6 +26,7 @@ from cxrnode.types import FloatArray
 
 RANGE = (0.0005, 0.9995)  # quantiles shown without a VOI: single dead or hot pixels do not set the contrast
 SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white
+_FAR = 1e9  # codes; the ends of a window further away come of a nonsensical header
 _SAMPLE = 256  # statistics look at a grid of at least this many rows and columns
 _Values = npt.NDArray[np.float64]
 
@@ -162,11 +163,12 @@ def _voi(ds: Dataset, decoded: Codes) -> Tone | None:
     return _linear(modality, center - width / 2, center + width / 2, decoded)
 
 
-def _linear(modality: tuple[float, float] | _Values, low: float, high: float, decoded: Codes) -> Tone:
+def _linear(modality: tuple[float, float] | _Values, low: float, high: float, decoded: Codes) -> Tone | None:
     if isinstance(modality, tuple):
-        slope, intercept = modality
-        return Ramp(black=(low - intercept) / slope + decoded.offset, white=(high - intercept) / slope + decoded.offset)
-    return Table(outputs=np.clip((modality - low) / (high - low), 0, 1).astype(np.float32))
+        black, white = ((end - modality[1]) / modality[0] + decoded.offset for end in (low, high))
+        usable = max(abs(black), abs(white)) < _FAR and black != white
+        return Ramp(black=black, white=white) if usable else None
+    return Table(outputs=np.clip((modality - low) / max(high - low, 1e-9), 0, 1).astype(np.float32))
 
 
 def _modality(ds: Dataset, decoded: Codes) -> tuple[float, float] | _Values:
@@ -204,6 +206,7 @@ def _first_lut(ds: Dataset, keyword: str) -> _Lut | None:
     try:
         item = ds[keyword].value[0]
         count, first, bits = (int(value) for value in item.LUTDescriptor)
+        count %= 65536  # read as signed where the pixels are
         data = item.LUTData
         if isinstance(data, bytes):
             one_byte = bits <= 8 and len(data) in (count, count + 1)
