@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from engines.load import make_engine
 from rich.console import Console
 from rich.table import Column, Table
 
 from cxrnode.dicom.identity import RESEARCH_USE
 from engines.bundle import CARD, DEFAULT_BUNDLE, load_bundle, shipped_bundles
+from engines.load import make_engine
 
 app = typer.Typer(
     help="The model bundles: what ships, what one says of itself, whether it is intact.", no_args_is_help=True

@@ -9,6 +9,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
+from cxrnode.dicom.read import tolerant
+
 # patient, study, series and image references (PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.12.1, C.7.6.1) and the request
 KEPT = frozenset({
     "SpecificCharacterSet", "TimezoneOffsetFromUTC",
@@ -22,7 +24,7 @@ KEPT = frozenset({
     "FrameOfReferenceUID", "PositionReferenceIndicator",
     "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "AcquisitionDate", "AcquisitionTime", "ContentDate",
     "ContentTime", "Rows", "Columns", "PhotometricInterpretation", "Manufacturer", "ManufacturerModelName",
-    "NumberOfFrames",
+    "NumberOfFrames", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
 })  # fmt: skip
 
 
@@ -38,9 +40,11 @@ def report_header(ds: Dataset) -> Dataset:
 def header_to_bytes(header: Dataset) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, header)
+    with tolerant():
+        write_dataset(buffer, header)
     return bytes(buffer.getvalue())
 
 
 def header_from_bytes(raw: bytes) -> Dataset:
-    return read_dataset(BytesIO(raw), is_implicit_VR=False, is_little_endian=True)
+    with tolerant():
+        return read_dataset(BytesIO(raw), is_implicit_VR=False, is_little_endian=True)

@@ -7,7 +7,7 @@ from pydicom import Dataset
 from cxrnode.dicom.identity import RESEARCH_USE
 from cxrnode.errors import ResultError
 from cxrnode.report.common import check_images, finish, new_object, set_frame_of_reference
-from cxrnode.report.content import code_item, dcm, sop_reference
+from cxrnode.report.content import concept, dcm, sop_reference
 from cxrnode.report.context import DEFAULT_LONG_SIDE, ReportContext, finding_word
 from cxrnode.report.overlay import draw_overlay
 from cxrnode.report.source import Header, ascii_text
@@ -75,12 +75,12 @@ def _set_lossy(ds: Dataset, source: Header) -> None:
 def _set_derivation(ds: Dataset, source: Header, context: ReportContext) -> None:
     """General Reference module (PS3.3 C.12.4) and Common Instance Reference (C.12.2)."""
     reference = sop_reference(source.get("SOPClassUID"), source.get("SOPInstanceUID"))
-    reference.PurposeOfReferenceCodeSequence = [code_item(SOURCE_FOR_PROCESSING)]
+    reference.PurposeOfReferenceCodeSequence = [concept(SOURCE_FOR_PROCESSING)]
     ds.SourceImageSequence = [reference]
     ds.DerivationDescription = (
         f"Grad-CAM of {ascii_text(context.model)} over the radiograph, windowed and resized. {RESEARCH_USE}"
     )[:1024]
-    ds.DerivationCodeSequence = [code_item(GRAD_CAM)]
+    ds.DerivationCodeSequence = [concept(GRAD_CAM)]
     series = Dataset()
     series.SeriesInstanceUID = source.get("SeriesInstanceUID")
     series.ReferencedInstanceSequence = [sop_reference(source.get("SOPClassUID"), source.get("SOPInstanceUID"))]

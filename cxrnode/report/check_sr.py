@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 from pydicom import Dataset
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import BaseTag
 
 from cxrnode.dicom.identity import RESEARCH_USE
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.report import sr
 from cxrnode.report.common import reading_order
-from cxrnode.report.content import CONCEPT_CODE, CONCEPT_NAME
 from cxrnode.report.context import State
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult, Prediction
@@ -151,8 +147,8 @@ class _Node:
 
     def __init__(self, item: Dataset) -> None:
         self.item = item
-        self.name = _code_in(item, CONCEPT_NAME)
-        self.code = _code_in(item, CONCEPT_CODE)
+        self.name = _code_in(item, "ConceptNameCodeSequence")
+        self.code = _code_in(item, "ConceptCodeSequence")
         self._children: dict[tuple[str, str], list[_Node]] = {}
         for child in item.get("ContentSequence") or []:
             node = _Node(child)
@@ -180,28 +176,11 @@ def _key(code: Code) -> tuple[str, str]:
     return code.value, code.scheme
 
 
-def _code_in(item: Dataset, tag: int) -> tuple[str, str]:
-    """Value and scheme of the first code in the sequence at `tag`; two empty texts where there is none."""
-    if tag not in item:
-        return _NO_CODE
-    element = item.get_item(tag)
-    if isinstance(element.value, bytes):
-        return _encoded_code(tag, element.value)
-    return _first_code(element.value)
-
-
-@lru_cache(maxsize=512)
-def _encoded_code(tag: int, value: bytes) -> tuple[str, str]:
-    item = Dataset()
-    item[tag] = RawDataElement(BaseTag(tag), "SQ", len(value), value, 0, False, True)
-    return _first_code(item[tag].value)
-
-
-def _first_code(items: Sequence[Dataset] | None) -> tuple[str, str]:
-    for item in items or []:
-        return str(item.get("CodeValue") or item.get("LongCodeValue") or ""), str(
-            item.get("CodingSchemeDesignator") or ""
-        )
+def _code_in(item: Dataset, keyword: str) -> tuple[str, str]:
+    """Value and scheme of the first code in the sequence `keyword`; two empty texts where there is none."""
+    for found in item.get(keyword) or []:
+        value = found.get("CodeValue") or found.get("LongCodeValue") or ""
+        return str(value), str(found.get("CodingSchemeDesignator") or "")
     return _NO_CODE
 
 

@@ -10,7 +10,7 @@ from pydicom import Dataset
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import ResultError
-from cxrnode.report.content import code_item, dcm
+from cxrnode.report.content import concept, dcm
 from cxrnode.report.context import ReportContext
 from cxrnode.report.source import Header, ascii_text, choose_character_set
 from cxrnode.types import ImageResult, Kind
@@ -110,7 +110,7 @@ def _set_equipment(ds: Dataset, context: ReportContext) -> None:
     ds.DeviceSerialNumber = context.bundle.digest[:16]
     ds.SoftwareVersions = [ascii_text(v)[:64].strip() for v in versions]
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [code_item(PROCESSING_EQUIPMENT)]
+    item.PurposeOfReferenceCodeSequence = [concept(PROCESSING_EQUIPMENT)]
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = context.bundle.name[:64]
     item.DeviceSerialNumber = context.bundle.digest[:16]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from io import BytesIO
 
 from pydicom import Dataset, dcmwrite
-from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -23,9 +22,6 @@ def encode(ds: Dataset) -> bytes:
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     ds.file_meta = meta
-    # nothing in `ds` has a VR that depends on other elements, so pydicom may spare its search for such elements
-    character_set = ds.get("SpecificCharacterSet")
-    ds.set_original_encoding(False, True, convert_encodings(character_set) if character_set else default_encoding)
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)
     return buffer.getvalue()

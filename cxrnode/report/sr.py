@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from highdicom.sr import ContentItem
 from pydicom import Dataset
 from pydicom.uid import UID
 
@@ -201,7 +202,7 @@ def _set_content(ds: Dataset, ordered: Sequence[ImageResult], context: ReportCon
     ds.update(container(TITLE, children, relation=None, template="1500"))
 
 
-def _language_and_observer(context: ReportContext) -> list[Dataset]:
+def _language_and_observer(context: ReportContext) -> list[ContentItem]:
     """TID 1204 and TID 1001 with TID 1002 and TID 1004: a device observed, no person did."""
     language = Code(value="en-US", scheme="RFC5646", meaning="English (United States)")
     return [
@@ -215,7 +216,7 @@ def _language_and_observer(context: ReportContext) -> list[Dataset]:
     ]
 
 
-def _group(image: ImageResult, context: ReportContext, parameters: Sequence[str]) -> Dataset:
+def _group(image: ImageResult, context: ReportContext, parameters: Sequence[str]) -> ContentItem:
     """TID 1501: one image, whole."""
     children = [
         text(TRACKING_IDENTIFIER, context.tracking_identifier(image), OBS_CONTEXT),
@@ -236,7 +237,7 @@ def _group(image: ImageResult, context: ReportContext, parameters: Sequence[str]
     return container(GROUP, children, template="1501")
 
 
-def _algorithm(context: ReportContext, parameters: Sequence[str]) -> list[Dataset]:
+def _algorithm(context: ReportContext, parameters: Sequence[str]) -> list[ContentItem]:
     """TID 4019."""
     return [
         text(ALGORITHM_NAME, context.bundle.name, CONCEPT_MOD),
@@ -254,22 +255,22 @@ def _algorithm_parameters(bundle: Bundle, engine: str) -> tuple[str, ...]:
     return (*thresholds, f"weights sha256 {weights}", f"bundle sha256 {bundle.digest}", f"engine {ascii_text(engine)}")
 
 
-def _probabilities(bundle: Bundle, prediction: Prediction) -> list[Dataset]:
+def _probabilities(bundle: Bundle, prediction: Prediction) -> list[ContentItem]:
     """TID 300, one a label: the concept modifier says of what it is the probability."""
     return [
-        num(PROBABILITY, f"{p:.6f}", [code(FINDING, label.code, CONCEPT_MOD)])
+        num(PROBABILITY, p, [code(FINDING, label.code, CONCEPT_MOD)])
         for label, p in zip(bundle.labels, prediction.probabilities, strict=True)
     ]
 
 
-def _evaluations(bundle: Bundle, prediction: Prediction) -> list[Dataset]:
+def _evaluations(bundle: Bundle, prediction: Prediction) -> list[ContentItem]:
     return [
         code(label.code, state_of(label, p).value)
         for label, p in zip(bundle.labels, prediction.probabilities, strict=True)
     ]
 
 
-def _source_image(image: ImageResult) -> Dataset:
+def _source_image(image: ImageResult) -> ContentItem:
     header = Header(image.source)
     sop_class = header.get("SOPClassUID")
     is_image = "Image Storage" in UID(sop_class).name

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import UID
 
 RG1 = ("RG1_UNCI.dcm", "RG1_UNCR.dcm", "RG1_J2KR.dcm", "RG1_J2KI.dcm")
 TOLERANCE = 0.02  # of a probability, between the encodings of one film (two of them are lossy)
@@ -55,19 +56,17 @@ def make_archive(folder: Path) -> None:
     (folder / "notes.dcm").write_text("this is no DICOM file")
     (folder / "empty.dcm").touch()
     shutil.copy(film("CT_small.dcm"), folder / "ct.dcm")
-    for name, change in {
+    changes: dict[str, dict[str, object]] = {
         "lateral.dcm": {"ViewPosition": "LL", "PatientOrientation": ["A", "F"]},
         "hand.dcm": {"BodyPartExamined": "HAND", "StudyDescription": "HAND"},
-    }.items():
+        "black.dcm": {"PixelData": bytes(len(dcmread(film(RG1[1])).PixelData))},
+    }
+    for number, (name, change) in enumerate(changes.items()):
         ds = dcmread(film(RG1[1]))
         for keyword, value in change.items():
             setattr(ds, keyword, value)
-        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{ds.SOPInstanceUID}.{len(name)}"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(f"{ds.SOPInstanceUID}.{number}")
         ds.save_as(folder / name)
-    ds = dcmread(film(RG1[1]))
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{ds.SOPInstanceUID}.99"
-    ds.PixelData = bytes(len(ds.PixelData))
-    ds.save_as(folder / "black.dcm")
 
 
 def film(name: str) -> Path:

@@ -1,10 +1,11 @@
-"""The benchmark's archive: 2048x2500 films of 16 bits allocated, a quarter each raw, JPEG lossless, JPEG 2000 and RLE."""
+"""The benchmark's archive: 2048x2500 films, 16 bits allocated: a quarter each raw, JPEG lossless, JPEG 2000, RLE."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.uid import UID
 
 from tests.support.make_dicom import chest, to_bytes
 
@@ -27,7 +28,7 @@ def make_archive(folder: Path, count: int) -> Path:
         ds = films[n % len(films)]
         root = f"1.2.826.0.1.77.{count}.{n}"
         ds.StudyInstanceUID, ds.SeriesInstanceUID = f"{root}.1", f"{root}.2"
-        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{root}.3"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(f"{root}.3")
         (folder / f"{n:05}.dcm").write_bytes(to_bytes(ds))
     return folder
 

@@ -71,11 +71,11 @@ def main() -> None:
     )
     print(f"\npeak memory, {a.count} files: {max(memory):.0f} MB")
     if a.large:
-        seconds, peak = timed(run_batch(make_archive(a.work / f"archive-{a.large}", a.large), a.work / "out"))
-        print(
-            f"peak memory, {a.large} files: {peak:.0f} MB ({peak / max(memory):.2f} x), {a.large / seconds:.1f} images/s, "
-            f"share of the ideal {best / a.count * a.large / seconds:.2f}"
-        )
+        large = make_archive(a.work / f"archive-{a.large}", a.large)
+        seconds, peak = timed(run_batch(large, a.work / "out"))
+        print(f"peak memory, {a.large} files: {peak:.0f} MB ({peak / max(memory):.2f} x)")
+        share = best / a.count * a.large / seconds
+        print(f"{a.large} files: {a.large / seconds:.1f} images/s, share of the ideal {share:.2f}")
 
 
 def row(name: str, seconds: float, count: int, reference: float) -> None:

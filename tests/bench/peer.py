@@ -1,4 +1,4 @@
-"""The loop that a user would write, one file after another, with the usual libraries: what run-batch is measured against.
+"""The loop that a user would write, with the usual libraries: what run-batch is measured against.
 
 python -m tests.bench.peer ARCHIVE OUT
 """
@@ -15,7 +15,7 @@ import onnxruntime as ort
 from highdicom.sr.coding import CodedConcept
 from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 

@@ -58,7 +58,9 @@ def test_kill_9_at_many_moments_then_resume(tmp_path: Path) -> None:
 def test_interrupted_politely_it_says_so_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
     folder = studies(tmp_path / "in", 60)
     options = ("--batch-size", "2")
-    process = subprocess.Popen(command(folder, out=tmp_path / "out", options=options), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(folder, out=tmp_path / "out", options=options), stderr=subprocess.PIPE, text=True
+    )
     while not list((tmp_path / "out").glob("dicom/*/*.dcm")):
         assert process.poll() is None
         time.sleep(0.02)
