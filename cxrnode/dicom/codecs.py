@@ -125,8 +125,16 @@ def decode(ds: Dataset, found: Layout, *, least: int, fast: bool = True) -> Code
         return _decode_by_pydicom(ds, found, stream)
     except _CODEC_ERRORS as error:
         failures.append(_said(error))
-    syntax = stream.syntax if stream is not None else uids.UID(ds.file_meta.TransferSyntaxUID)
+    syntax = stream.syntax if stream is not None else _syntax(ds)
     raise Rejected(Reason.UNDECODABLE, f"{syntax.name}: {'; '.join(failures)}")
+
+
+def _syntax(ds: Dataset) -> uids.UID:
+    """The declared transfer syntax; explicit little endian for a data set made in memory."""
+    meta = getattr(ds, "file_meta", None)
+    return uids.UID(
+        str(meta.TransferSyntaxUID) if meta and "TransferSyntaxUID" in meta else uids.ExplicitVRLittleEndian
+    )
 
 
 def _check_stream(stream: Codestream, found: Layout) -> None:
@@ -142,7 +150,7 @@ def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
         expected = expected * 2 // 3
     if len(ds.PixelData) < expected:
         raise Rejected(Reason.TRUNCATED, f"{len(ds.PixelData)} of {expected} bytes of pixel data")
-    if fast and found.grey and ds.file_meta.TransferSyntaxUID in _NATIVE:
+    if fast and found.grey and _syntax(ds) in _NATIVE:
         words = np.frombuffer(ds.PixelData, found.dtype, count=found.rows * found.columns)
         return _codes(words.reshape(found.rows, found.columns), found, None)
     try:
@@ -154,7 +162,7 @@ def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:
 def _decode_fast(ds: Dataset, frame: bytes, stream: Codestream | None, found: Layout, least: int) -> Codes | None:
     """None where no fast decoder is known to give the same as pydicom."""
     if stream is None:
-        return _rle(ds, frame, found) if ds.file_meta.TransferSyntaxUID == uids.RLELossless else None
+        return _rle(ds, frame, found) if _syntax(ds) == uids.RLELossless else None
     if stream.components != 1 or not found.grey:
         return None
     if stream.syntax == uids.JPEG2000:
@@ -219,7 +227,7 @@ def _halvings(side: int, least: int, most: int) -> int:
 
 
 def _decode_by_pydicom(ds: Dataset, found: Layout, stream: Codestream | None) -> Codes:
-    syntax = ds.file_meta.TransferSyntaxUID if stream is None else _agreed(stream, ds.file_meta.TransferSyntaxUID)
+    syntax = _syntax(ds) if stream is None else _agreed(stream, _syntax(ds))
     plugin = "pydicom" if syntax == uids.RLELossless else ""  # see `runlength`
     array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **_corrections(found, stream))
     if found.samples == 1:

@@ -250,11 +250,9 @@ def _check_lengths(dataset: Dataset) -> None:
 
 
 def _complete_meta(meta: FileMetaDataset, *, implicit: bool, little: bool) -> None:
-    if "TransferSyntaxUID" not in meta:
-        big = uids.ExplicitVRBigEndian
-        meta.TransferSyntaxUID = (
-            uids.ImplicitVRLittleEndian if implicit else uids.ExplicitVRLittleEndian if little else big
-        )
+    if not isinstance(meta.get("TransferSyntaxUID"), str):  # absent, empty, or several
+        explicit = uids.ExplicitVRLittleEndian if little else uids.ExplicitVRBigEndian
+        meta.TransferSyntaxUID = uids.ImplicitVRLittleEndian if implicit else explicit
 
 
 def _finish(parsed: _Parsed) -> FileDataset:
