@@ -25,7 +25,8 @@ from cxrnode.dicom.read import DAMAGE
 from cxrnode.types import FloatArray
 
 RANGE = (0.0005, 0.9995)  # quantiles shown without a VOI: single dead or hot pixels do not set the contrast
-SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white
+SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white ...
+CONTRAST_MIN = 0.03  # ... and the standard deviation (of 0..1) that it gives; radiographs have 0.15 to 0.3
 _FAR = 1e9  # codes; the ends of a window further away come of a nonsensical header
 _SAMPLE = 256  # statistics look at a grid of at least this many rows and columns
 _Values = npt.NDArray[np.float64]
@@ -123,8 +124,10 @@ def _sample(codes: CodeArray, padding: Padding | None) -> CodeArray:
 
 
 def _shows(tone: Tone, sample: CodeArray) -> bool:
+    """False for a window beside the picture, which blanks it, and for one so wide that it flattens it."""
     shown = tone(sample)
-    return float(np.mean((shown > 0.0) & (shown < 1.0))) >= SHOWN_MIN
+    inside = float(np.mean((shown > 0.0) & (shown < 1.0)))
+    return inside >= SHOWN_MIN and float(shown.std()) >= CONTRAST_MIN
 
 
 def _whole_range(ds: Dataset, decoded: Codes, sample: CodeArray) -> Tone:

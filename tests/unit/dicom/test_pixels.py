@@ -82,7 +82,16 @@ def test_without_a_window_the_range_is_shown_whatever_a_dead_pixel_says() -> Non
 
 @pytest.mark.parametrize(
     ("center", "width"),
-    [("2048", "0"), ("2048", "-5"), ("2048", "1"), ("40", "1"), ("60000", "100"), ("-9000", "400"), ("", "")],
+    [
+        ("2048", "0"),
+        ("2048", "-5"),
+        ("2048", "1"),
+        ("40", "1"),
+        ("60000", "100"),
+        ("-9000", "400"),
+        ("", ""),
+        ("2048", "99999"),
+    ],
 )
 def test_window_that_shows_nothing_is_ignored(center: str, width: str) -> None:
     ds = of(PICTURE, overrides={"WindowCenter": center, "WindowWidth": width})

@@ -157,3 +157,11 @@ def test_digest_ignores_how_fragments_are_wrapped() -> None:
 
 def test_same_object_in_two_syntaxes_keeps_its_uids() -> None:
     assert recode(small(), "rle").SOPInstanceUID == small().SOPInstanceUID
+
+
+def test_nothing_of_the_patient_reaches_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom quotes the values that it finds invalid, in warnings and in its log."""
+    raw = to_bytes(small()).replace(b"19600229", b"Jane Doe").replace(b"IS\x02\x001 ", b"IS\x02\x00x ")
+    with caplog.at_level("DEBUG"):
+        read_instance(raw)
+    assert "Jane" not in caplog.text
