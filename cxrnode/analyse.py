@@ -29,7 +29,7 @@ _DECIMALS = 6  # of a probability: below what batch composition changes
 
 
 @dataclass(slots=True, kw_only=True)
-class _Ready:
+class Ready:
     """A decoded image that waits for its batch."""
 
     job: WaitingJob
@@ -39,7 +39,7 @@ class _Ready:
 
 @dataclass(slots=True, kw_only=True)
 class _Capturing:
-    ready: _Ready
+    ready: Ready
     said: Prediction
     task: Task[ResultObject]
 
@@ -68,7 +68,7 @@ class Analyser:
     on_done: Callable[[int], None]
     on_reported: Callable[[str], None]
     _decoding: deque[tuple[WaitingJob, Task[Decoded]]] = field(default_factory=deque)
-    _ready: list[_Ready] = field(default_factory=list)
+    _ready: list[Ready] = field(default_factory=list)
     _capturing: list[_Capturing] = field(default_factory=list)
     _reporting: dict[str, Task[ResultObject]] = field(default_factory=dict)
     _in_flight: dict[tuple[str, str], str] = field(default_factory=dict)  # (SOP UID, pixel digest) -> path
@@ -123,7 +123,7 @@ class Analyser:
             if rejection:
                 self._findings.append(_finding(job, decoded, rejection=rejection))
             else:
-                self._ready.append(_Ready(job=job, decoded=decoded, note=note))
+                self._ready.append(Ready(job=job, decoded=decoded, note=note))
 
     def _compare_with_seen(self, job: WaitingJob, decoded: Decoded) -> tuple[Rejection | None, Rejection | None]:
         """(rejection, note): a duplicate, what the decoder said, or a flag on two objects that share a UID."""
@@ -211,7 +211,7 @@ class Analyser:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")
 
 
-def infer_bisecting(engine: Engine, batch: Sequence[_Ready]) -> list[_Said]:
+def infer_bisecting(engine: Engine, batch: Sequence[Ready]) -> list[_Said]:
     """One answer an image, in order: a batch that fails is halved until the image at fault stands alone."""
     try:
         output = engine.infer(to_batch([_pixels(r) for r in batch]))
@@ -240,7 +240,7 @@ def _said(engine: str, probabilities: FloatArray, class_index: int, cam: FloatAr
     )
 
 
-def _pixels(ready: _Ready) -> FloatArray:
+def _pixels(ready: Ready) -> FloatArray:
     assert ready.decoded.image is not None  # noqa: S101 (only images become ready)
     return ready.decoded.image.pixels
 

@@ -88,6 +88,8 @@ class Bar:
         self._task: TaskID | None = None
 
     def phase(self, name: str, total: int | None) -> None:
+        if self._task is not None:  # a phase of unknown length is over now
+            self._progress.update(self._task, total=self._progress.tasks[self._task].completed)
         self._task = self._progress.add_task(name, total=total)
 
     def advance(self, n: int) -> None:

@@ -1,0 +1,94 @@
+"""One bad image never fails its batch: the batch is halved until the image at fault stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cxrnode.analyse import Ready, infer_bisecting
+from cxrnode.store.queue import WaitingJob
+from cxrnode.types import PreparedImage
+from cxrnode.workers import Decoded
+from engines.base import EngineError, EngineOutput, FloatArray
+from engines.bundle import load_bundle
+from engines.cpu import CpuEngine
+from tests.support.make_dicom import phantom
+
+
+class Picky(CpuEngine):
+    """The real engine, but for batches that hold an image it was told to fail on."""
+
+    poisoned: frozenset[bytes] = frozenset()
+    calls = 0
+
+    def infer(self, batch: FloatArray) -> EngineOutput:
+        self.calls += 1
+        if any(image[0].tobytes() in self.poisoned for image in batch):
+            raise EngineError("poisoned")
+        return super().infer(batch)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Picky]:
+    engine = Picky(load_bundle("default"))
+    engine.activate()
+    yield engine
+    engine.deactivate()
+
+
+def ready(seed: int, side: int) -> Ready:
+    pixels = np.ascontiguousarray(phantom(side, side, seed))
+    preview = np.zeros((8, 8), np.uint8)
+    image = PreparedImage(
+        pixels=pixels, preview=preview, rows=side, columns=side, photometric_interpretation="MONOCHROME2"
+    )
+    job = WaitingJob(id=seed, path=f"{seed}", location={}, study_instance_uid="1.2")
+    return Ready(job=job, decoded=Decoded(image=image), note=None)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.sets(st.integers(0, 6), max_size=4))
+def test_exactly_the_bad_images_fail_and_the_others_keep_their_answers(engine: Picky, bad: set[int]) -> None:
+    side = engine_side()
+    batch = [ready(seed, side) for seed in range(7)]
+    engine.poisoned = frozenset()
+    whole = infer_bisecting(engine, batch)
+    engine.poisoned = frozenset(normalised(batch[i]) for i in bad)
+    answers = infer_bisecting(engine, batch)
+    assert [a.prediction is None for a in answers] == [i in bad for i in range(7)]
+    for alone, together in zip(answers, whole, strict=True):
+        if alone.prediction and together.prediction:
+            assert alone.prediction.probabilities == pytest.approx(together.prediction.probabilities, abs=2e-6)
+        else:
+            assert "poisoned" in alone.error
+
+
+def test_a_good_batch_is_one_call(engine: Picky) -> None:
+    engine.poisoned, engine.calls = frozenset(), 0
+    infer_bisecting(engine, [ready(seed, engine_side()) for seed in range(5)])
+    assert engine.calls == 1
+
+
+def test_what_is_not_finite_is_no_answer(engine: Picky) -> None:
+    engine.poisoned = frozenset()
+    sick = ready(0, engine_side())
+    assert sick.decoded.image
+    sick.decoded.image.pixels[0, 0] = np.nan
+    (answer,) = infer_bisecting(engine, [sick])
+    assert answer.prediction is None
+    assert "not finite" in answer.error
+
+
+def engine_side() -> int:
+    return load_bundle("default").manifest.input.rows
+
+
+def normalised(item: Ready) -> bytes:
+    from engines.preprocess import to_batch
+
+    assert item.decoded.image
+    return bytes(to_batch([item.decoded.image.pixels])[0, 0].tobytes())
