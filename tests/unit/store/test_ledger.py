@@ -47,9 +47,7 @@ def test_an_untouched_ledger_verifies_and_reads_back(tmp_path: Path) -> None:
     seq=st.integers(1, 6),
     column=st.sampled_from(["at", "kind", "actor", "study_instance_uid", "detail", "prev_hash", "hash"]),
 )
-def test_whatever_is_tampered_with_is_named(
-    tmp_path_factory: pytest.TempPathFactory, seq: int, column: str
-) -> None:
+def test_whatever_is_tampered_with_is_named(tmp_path_factory: pytest.TempPathFactory, seq: int, column: str) -> None:
     path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
     filled(path, 6).close()
     with sqlite3.connect(path) as raw:  # somebody who can write the file can drop the triggers too
