@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from engines.bundle import Manifest
@@ -37,7 +38,8 @@ def _head(m: Manifest) -> str:
 
 **{m.intended_use}** Not a medical device; no radiologist has assessed its results.
 
-{m.description}. {m.architecture}. Weights at the start of the fit: `{m.data.get("weights", "unknown")}`.
+{m.description}. {m.architecture}. Weights at the start of the fit: `{m.data.get("weights", "unknown")}`
+(a `run:` is an earlier fit on the same parts; its recipe, of the same name, says what that one started from).
 
 The class is the label of the greatest probability. A label is present at or above `present at`, absent below
 `absent below`, undetermined between; both were chosen on the validation part.
@@ -158,12 +160,15 @@ Licence of the weights: {m.license}."""
 
 
 def _again(m: Manifest) -> str:
+    recipe, weights = m.data.get("recipe", {}).get("name", "RECIPE"), str(m.data.get("weights", ""))
+    base = weights.removeprefix("run:")
+    first = f"python -m training fit {Path(base).name} --data DATA --run {base}\n    " if base != weights else ""
     return f"""## Make it again
 
     python -m training evaluate --bundle {m.name} --data DATA    # every figure above, from the ONNX through the engine
     cxrnode models verify {m.name}                               # files and golden inputs
-    python -m training fit {m.data.get("recipe", {}).get("name", "RECIPE")} --data DATA --run RUN
-    python -m training export RUN --bundle {m.name} --data DATA"""
+    {first}python -m training fit {recipe} --data DATA --run runs/{recipe}
+    python -m training export runs/{recipe} --bundle {m.name} --data DATA --version {m.version}"""
 
 
 def _report(r: dict[str, Any], m: Manifest) -> str:

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from engines.preprocess import prepare, to_batch
 from training.datasets import Part, load_images, load_index, sampling_weights, select
 from training.models.network import Network, make_network
+from training.models.trunks import RUN
 from training.recipe import FitSpec, Recipe, RecipeError
 from training.transforms import augment, to_grey
 
@@ -151,8 +152,16 @@ def load_run(run: Path) -> tuple[Recipe, Network]:
         raise RecipeError(f"{run} is no run with a finished epoch: make one with `python -m training fit`")
     recipe = Recipe.model_validate_json((run / RECIPE).read_text())
     network = make_network(recipe, weights=False)
-    network.load_state_dict(torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)["average"])
+    network.load_state_dict(averaged_weights(run))
     return recipe, network.eval()
+
+
+def averaged_weights(run: Path) -> dict[str, Tensor]:
+    """Raises RecipeError where the run has no checkpoint."""
+    if not (run / CHECKPOINT).is_file():
+        raise RecipeError(f"no run at {run} (it has no {CHECKPOINT}): fit it first, or name another folder")
+    saved: dict[str, Tensor] = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
+    return saved
 
 
 def _average(state: State, decay: float, *, done: int) -> None:
@@ -167,6 +176,8 @@ def _average(state: State, decay: float, *, done: int) -> None:
 
 def _begin_or_resume(recipe: Recipe, run: Path, steps: int) -> State:
     network = make_network(recipe).to(memory_format=torch.channels_last)
+    if recipe.model.weights.startswith(RUN):
+        network.load_state_dict(averaged_weights(Path(recipe.model.weights.removeprefix(RUN))))
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     spec = recipe.fit

@@ -37,19 +37,19 @@ class DataSpec(_Frozen):
 
 class ModelSpec(_Frozen):
     trunk: str  # timm:NAME or torchvision:NAME
-    weights: str  # imagenet (download) | package:NAME | none | path of a state dict
+    weights: str  # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER, a whole network
     hidden: int = Field(default=128, ge=1)  # paper 1's ReLU layer
     dropout: float = Field(default=0.5, ge=0, lt=1)
 
 
 class AugmentSpec(_Frozen):
-    """Paper 1: rotation 10 degrees, zoom 0.9-1.1, shifts of 10 %. `appearance` adds what other hospitals differ in."""
+    """Paper 1: rotation 10 degrees, zoom 0.9-1.1, shifts of 10 %; `appearance`: how often what sites differ in."""
 
     rotation_deg: float = 10.0
     zoom: float = 0.1
     shift: float = 0.1
     flip: bool = False
-    appearance: bool = True
+    appearance: float = Field(default=1.0, ge=0, le=1)  # 0: never
 
 
 class FitSpec(_Frozen):

@@ -25,8 +25,8 @@ def to_grey(image: npt.NDArray[np.uint8]) -> FloatArray:
 def augment(image: npt.NDArray[np.uint8], spec: AugmentSpec, rng: Rng) -> FloatArray:
     """One random variant of `image` (uint8 [H, W]); float32 [H, W] in 0..1."""
     x = _geometry(to_grey(image), spec, rng)
-    for change, probability in _APPEARANCE if spec.appearance else ():
-        if rng.random() < probability:
+    for change, probability in _APPEARANCE:
+        if rng.random() < probability * spec.appearance:
             x = np.clip(change(x, rng), 0, 1)
     if spec.flip and rng.random() < 0.5:
         x = x[:, ::-1]

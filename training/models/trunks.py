@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.recipe import ModelSpec, RecipeError
 
 State = dict[str, Tensor]
+RUN = "run:"  # weights of a whole network: see training.fit
 
 
 def make_trunk(spec: ModelSpec, *, weights: bool = True) -> nn.Module:
@@ -33,7 +34,7 @@ def make_trunk(spec: ModelSpec, *, weights: bool = True) -> nn.Module:
             f"cannot download the ImageNet weights of {spec.trunk} ({e}): name a local state dict in the recipe, or "
             "weights = 'none'"
         ) from e
-    if weights and spec.weights not in ("imagenet", "none"):
+    if weights and spec.weights not in ("imagenet", "none") and not spec.weights.startswith(RUN):
         load_by_order(trunk, _read_state(spec.weights))
     return trunk
 

@@ -60,3 +60,17 @@ def test_a_run_folder_is_of_one_recipe(recipe: Recipe, data: Path, tmp_path: Pat
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no run with a finished epoch"):
         load_run(tmp_path)
+
+
+def test_a_fit_starts_from_another_runs_averaged_weights(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    """And not, without a word, from random ones."""
+    once = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"epochs": 1})})
+    base = fit(once, data, tmp_path / "base")
+    model = recipe.model.model_copy(update={"weights": f"run:{base}"})
+    still = once.fit.model_copy(update={"learning_rate": 1e-12, "ema": 0.0})
+    after = fit(once.model_copy(update={"model": model, "fit": still}), data, tmp_path / "after")
+    one, other = load_run(base)[1], load_run(after)[1]
+    torch.testing.assert_close(dict(other.named_parameters()), dict(one.named_parameters()))
+    gone = once.model_copy(update={"model": recipe.model.model_copy(update={"weights": "run:/no/such"})})
+    with pytest.raises(RecipeError, match="no run at /no/such"):
+        fit(gone, data, tmp_path / "gone")

