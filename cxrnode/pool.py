@@ -38,6 +38,7 @@ class Pool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preload])
         self._executor = self._start(workers)
+        self._executor.submit(_nothing)  # the server imports while the caller loads its engine
 
     def submit(self, call: Callable[..., T], *args: Any) -> Task[T]:
         try:
@@ -75,6 +76,10 @@ class Pool:
     def _restart(self) -> None:
         self._executor.shutdown(wait=False)
         self._executor = self._start(self._workers)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _initialise() -> None:

@@ -25,13 +25,12 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 Data = Annotated[Path, typer.Option(envvar="CXRNODE_DATA", help="Folder that holds index.csv and images/.")]
 Run = Annotated[Path, typer.Argument(help="A run folder that `fit` made.")]
-DATA = Path("../shared/data/cxr")
 
 
 @app.command("fit")
 def fit_command(
     recipe: Annotated[str, typer.Argument(help="A recipe of training/recipes by name, or a TOML file.")],
-    data: Data = DATA,
+    data: Data,
     run: Annotated[Path | None, typer.Option("--run", "--out", help="Run folder; default runs/RECIPE.")] = None,
 ) -> None:
     """Fit a recipe. Killed and started again with the same command, it goes on from the last epoch."""
@@ -41,9 +40,9 @@ def fit_command(
 
 @app.command("evaluate")
 def evaluate_command(
+    data: Data,
     run: Annotated[Path | None, typer.Argument(help="A run folder; or give --bundle.")] = None,
     bundle: Annotated[str | None, typer.Option(help="A bundle's name or folder, run as it ships.")] = None,
-    data: Data = DATA,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
 ) -> None:
     """Figures with 95 % intervals on the test part, per source, adults only, external sources, border-only control."""
@@ -60,7 +59,7 @@ def evaluate_command(
 def export_command(
     run: Run,
     bundle: Annotated[str, typer.Option(help="Name of a shipped bundle, or a folder to write.")],
-    data: Data = DATA,
+    data: Data,
     version: Annotated[str, typer.Option(help="The bundle's version.")] = "1.0.0",
     evidence: Annotated[Path | None, typer.Option(help="JSON with more figures for the card.")] = None,
 ) -> None:

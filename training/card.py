@@ -128,8 +128,7 @@ def _shortcut(m: Manifest) -> str:
 
 Nearly all viral and most normal images are of small children from one hospital; every COVID-19 image is of an adult.
 A network can tell children from adults, or one hospital's films from another's, and score well without seeing any
-disease: on this task a frozen network of *random* weights with a linear layer on top was seen to reach about 92 %.
-So the accuracy above proves little; the rows per source, the adults and the external sources say more.
+disease. So the accuracy above proves little; the rows per source, the adults and the external sources say more.
 
 Adult normals of NIH ChestX-ray14 are in the training part, without which any adult's film would look like
 COVID-19. This lessens the age shortcut and leaves another: among adults, `normal` is nearly one source (NIH) and
