@@ -130,8 +130,8 @@ class BatchRun:
 
     def _stages(self, started_at: datetime) -> None:
         with (
-            _active(make_engine(self.options.engine, self.bundle)) as engine,
             _pool(self.options.workers) as pool,
+            _active(make_engine(self.options.engine, self.bundle)) as engine,
         ):
             self.engine_name = engine.name
             with self.database.begin() as c:
