@@ -107,7 +107,7 @@ def _map_maxima(recipe: Recipe, network: Network, images: list[Any]) -> FloatArr
     maxima = []
     for i in range(0, len(images), _MAPS):
         batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _MAPS]])
-        maxima.append(network.head.logits_and_cam(network.trunk(batch))[1].amax((1, 2)).numpy())
+        maxima.append(network.explain(batch)[1].amax((1, 2)).numpy())
     return np.concatenate(maxima)
 
 

@@ -161,7 +161,8 @@ Licence of the weights: {m.license}."""
 def _again(m: Manifest) -> str:
     recipe, weights = m.data.get("recipe", {}).get("name", "RECIPE"), str(m.data.get("weights", ""))
     base = weights.removeprefix("run:")
-    first = f"python -m training fit {Path(base).name} --data DATA --run {base}\n    " if base != weights else ""
+    runs = base.split(",") if base != weights else []
+    first = "".join(f"python -m training fit {Path(run).name} --data DATA --run {run}\n    " for run in runs)
     return f"""## Make it again
 
     python -m training evaluate --bundle {m.name} --data DATA    # every figure above, from the ONNX through the engine

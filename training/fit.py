@@ -65,6 +65,8 @@ def fit(recipe: Recipe, data: Path, run: Path) -> Path:
         print(
             f"epoch {state.epoch}/{recipe.fit.epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}", flush=True
         )
+    if not (run / CHECKPOINT).exists():  # no epochs: the weights as they are
+        _checkpoint(run, state, float("nan"), float("nan"))
     return run
 
 
@@ -164,6 +166,15 @@ def averaged_weights(run: Path) -> dict[str, Tensor]:
     return saved
 
 
+def mean_weights(runs: list[str]) -> dict[str, Tensor]:
+    """The mean of the runs' averaged weights (model soup, Wortsman et al. 2022); of one run, its own."""
+    states = [averaged_weights(Path(run)) for run in runs]
+    return {
+        name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
 def _average(state: State, decay: float, *, done: int) -> None:
     decay = min(decay, (1 + done) / (10 + done))  # the first steps must not weigh for ever
     with torch.no_grad():
@@ -177,7 +188,7 @@ def _average(state: State, decay: float, *, done: int) -> None:
 def _begin_or_resume(recipe: Recipe, run: Path, steps: int) -> State:
     network = make_network(recipe).to(memory_format=torch.channels_last)
     if recipe.model.weights.startswith(RUN):
-        network.load_state_dict(averaged_weights(Path(recipe.model.weights.removeprefix(RUN))))
+        network.load_state_dict(mean_weights(recipe.model.weights.removeprefix(RUN).split(",")))
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     spec = recipe.fit

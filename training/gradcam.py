@@ -1,4 +1,4 @@
-"""Grad-CAM by autograd: the reference that the exported, hand-derived map (`DenseHead.logits_and_cam`) must equal."""
+"""Grad-CAM by autograd: the reference that the exported, hand-derived map (`Network.explain`) must equal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ def reference_cam(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one(network: Network, image: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        logits = network(image)
+    k = int(logits.argmax())
+    cam = _map(network, image, k)
+    if network.mirror:
+        cam = (cam + _map(network, image.flip(-1), k).flip(-1)) / 2
+    return logits, cam
+
+
+def _map(network: Network, image: Tensor, k: int) -> Tensor:
     features: Tensor = network.trunk(image).detach().requires_grad_()
-    logits = network.head(features)
-    (gradient,) = torch.autograd.grad(logits[0, logits[0].argmax()], features)
-    weights = gradient.mean((2, 3), keepdim=True)
-    return logits.detach(), F.relu((weights * features).sum(1)).detach()
+    (gradient,) = torch.autograd.grad(network.head(features)[0, k], features)
+    return F.relu((gradient.mean((2, 3), keepdim=True) * features).sum(1)).detach()

@@ -37,9 +37,12 @@ class DataSpec(_Frozen):
 
 class ModelSpec(_Frozen):
     trunk: str  # timm:NAME or torchvision:NAME
-    weights: str  # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER, a whole network
+    weights: (
+        str  # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER[,FOLDER], whole networks
+    )
     hidden: int = Field(default=128, ge=1)  # paper 1's ReLU layer
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    mirror: bool = False  # predict on the mirror image too, and average
 
 
 class AugmentSpec(_Frozen):
@@ -53,7 +56,7 @@ class AugmentSpec(_Frozen):
 
 
 class FitSpec(_Frozen):
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0)  # 0: the weights as they are, for instance the mean of two runs
     batch_size: int = Field(default=32, ge=2)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = 0.02

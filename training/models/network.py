@@ -27,31 +27,48 @@ class DenseHead(nn.Module):
         logits: Tensor = self.b(self.drop(F.relu(self.a(pooled))))
         return logits
 
-    def logits_and_cam(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [N, K], raw Grad-CAM [N, h, w]) without autograd, so that it exports.
+    def cam(self, features: Tensor, chosen: Tensor) -> Tensor:
+        """Raw Grad-CAM [N, h, w] of the classes in `chosen` (one-hot [N, K]), without autograd, so that it exports.
 
-        The gradient of the predicted class's logit reaches every place of a channel alike (average pooling), so the
-        channel's Grad-CAM weight (Selvaraju et al. 2017, eq. 1) is the back-propagated row divided by h*w.
+        The gradient of a logit reaches every place of a channel alike (average pooling), so the channel's Grad-CAM
+        weight (Selvaraju et al. 2017, eq. 1) is the back-propagated row divided by h*w.
         """
         z = self.a(features.mean((2, 3)))
-        logits = self.b(F.relu(z))
-        chosen = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(features.dtype)
         gradient = ((chosen @ self.b.weight) * (z > 0).to(features.dtype)) @ self.a.weight
         weights = gradient / (features.shape[2] * features.shape[3])
-        return logits, F.relu((weights[:, :, None, None] * features).sum(1))
+        return F.relu((weights[:, :, None, None] * features).sum(1))
 
 
 class Network(nn.Module):
-    """Images [N, C, H, W] to logits [N, K]."""
+    """Images [N, C, H, W] to logits [N, K]; `mirror`: outside training, the mean with the mirror images' logits."""
 
-    def __init__(self, trunk: nn.Module, head: DenseHead) -> None:
+    def __init__(self, trunk: nn.Module, head: DenseHead, *, mirror: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.mirror = mirror
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.trunk(images))
-        return logits
+        if self.training:
+            logits: Tensor = self.head(self.trunk(images))
+            return logits
+        return self._views(self.head(self.trunk(self._with_mirrored(images)))).mean(0)
+
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [N, K], raw Grad-CAM [N, h, w] of the predicted class) in one pass; mirrored maps turned back."""
+        features = self.trunk(self._with_mirrored(images))
+        logits = self._views(self.head(features)).mean(0)
+        chosen = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(features.dtype)
+        views = 2 if self.mirror else 1
+        cam = self._views(self.head.cam(features, chosen.repeat(views, 1)))
+        return logits, (cam[0] + cam[1].flip(-1)) / 2 if self.mirror else cam[0]
+
+    def _with_mirrored(self, images: Tensor) -> Tensor:
+        return torch.cat([images, images.flip(-1)]) if self.mirror else images
+
+    def _views(self, x: Tensor) -> Tensor:
+        """[V*N, ...] to [V, N, ...]."""
+        return x.reshape(2 if self.mirror else 1, -1, *x.shape[1:])
 
 
 class Exported(nn.Module):
@@ -63,7 +80,7 @@ class Exported(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, cam = self.network.head.logits_and_cam(self.network.trunk(images))
+        logits, cam = self.network.explain(images)
         return (logits / self.temperature).softmax(-1), logits.argmax(-1), cam
 
 
@@ -72,4 +89,4 @@ def make_network(recipe: Recipe, *, weights: bool = True) -> Network:
     torch.manual_seed(recipe.fit.seed)
     trunk = make_trunk(recipe.model, weights=weights)
     head = DenseHead(feature_channels(trunk), recipe.model.hidden, len(recipe.labels), recipe.model.dropout)
-    return Network(trunk, head)
+    return Network(trunk, head, mirror=recipe.model.mirror)
