@@ -90,6 +90,8 @@ def _test(m: Manifest) -> str:
     adults = m.metrics.get("test_adults")
     text = f"""## Test part (group-disjoint)
 
+The weights that ship were chosen among a few by validation accuracy; the test part had been looked at by then.
+
 {_report(test, m)}"""
     return text + (f"\n\n### Adults only\n\n{_report(adults, m)}" if adults else "")
 
