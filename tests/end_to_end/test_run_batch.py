@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sqlite3
 import tarfile
+import warnings
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -160,10 +162,7 @@ def test_zip_tar_and_dicomdir_give_what_the_folder_gives(tmp_path: Path) -> None
             z.write(path, path.relative_to(folder))
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as t:
         t.add(folder, "x")
-    fs = FileSet()
-    for path in sorted(folder.rglob("i*")):
-        fs.add(path)
-    fs.write(tmp_path / "media")
+    write_dicomdir(sorted(folder.rglob("i*")), tmp_path / "media")
     seen = []
     for n, archive in enumerate((folder, tmp_path / "a.zip", tmp_path / "b.tar.gz", tmp_path / "media" / "DICOMDIR")):
         done = run(archive, out=tmp_path / f"out{n}", options=("--quiet",))
@@ -172,6 +171,17 @@ def test_zip_tar_and_dicomdir_give_what_the_folder_gives(tmp_path: Path) -> None
         seen.append(sorted(p for p in objects(tmp_path / f"out{n}")))
     assert seen[1:] == seen[:1] * 3
     assert len(seen[0]) == 6
+
+
+def write_dicomdir(files: list[Path], media: Path) -> None:
+    fs = FileSet()
+    for path in files:
+        fs.add(path)
+    fs.write(media)
+    del fs
+    with warnings.catch_warnings():  # pydicom leaves its staging folder to the garbage collector, which complains
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_formats(tmp_path: Path) -> None:

@@ -44,7 +44,12 @@ def test_kill_9_at_many_moments_then_resume(tmp_path: Path) -> None:
             assert not alive, "workers outlive a killed run"
     assert killed >= 4
     assert run(folder, out=tmp_path / "killed", options=options).returncode == 0
-    assert end_state(tmp_path / "killed") == end_state(tmp_path / "whole")
+    (table, made), (whole_table, whole_made) = end_state(tmp_path / "killed"), end_state(tmp_path / "whole")
+    assert made == whole_made
+    for row, whole in zip(table, whole_table, strict=True):
+        p = [k for k in row if k.startswith("p_")]  # who shares an image's batch moves the last decimal
+        assert [float(row.pop(k)) for k in p] == pytest.approx([float(whole.pop(k)) for k in p], abs=5e-6)
+        assert row == whole
     assert not list((tmp_path / "killed").rglob("*.part"))
     database = Database(tmp_path / "killed" / "ledger.sqlite")
     with database.begin() as c:
