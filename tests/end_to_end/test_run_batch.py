@@ -246,6 +246,19 @@ def test_files_added_to_the_archive_are_taken_in_by_the_next_call(tmp_path: Path
     assert [row["outcome"] for row in rows(tmp_path / "out")] == ["analysed"] * 2
 
 
+def test_a_film_added_to_a_reported_study_has_one_row_and_every_row_names_the_newest_report(tmp_path: Path) -> None:
+    folder = studies(tmp_path / "in", 1, 1)
+    assert run(folder, out=tmp_path / "out").returncode == 0
+    studies(tmp_path / "in", 1, 2)
+    assert run(folder, out=tmp_path / "out").returncode == 0
+    table = rows(tmp_path / "out")
+    assert [Path(row["path"]).name for row in table] == ["i0", "i1"]
+    (newest,) = {row["sr"] for row in table}
+    report = objects(tmp_path / "out")[newest]
+    (evidence,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert len(evidence.ReferencedSeriesSequence[0].ReferencedSOPSequence) == 2
+
+
 def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path) -> None:
     import fcntl
 

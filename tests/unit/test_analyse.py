@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cxrnode.analyse import Ready, infer_bisecting
-from cxrnode.store.queue import WaitingJob
+from cxrnode.analyse import Analyser, Ready, infer_bisecting
+from cxrnode.intake_archive import take_in
+from cxrnode.pool import Pool
+from cxrnode.report.context import ReportContext
+from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue, WaitingJob
 from cxrnode.types import PreparedImage
-from cxrnode.workers import Decoded
+from cxrnode.workers import Decoded, Output
 from engines.base import EngineError, EngineOutput, FloatArray
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
-from tests.support.make_dicom import phantom
+from tests.support.make_dicom import chest, phantom, write
 
 
 class Picky(CpuEngine):
@@ -92,3 +98,27 @@ def normalised(item: Ready) -> bytes:
 
     assert item.decoded.image
     return bytes(to_batch([item.decoded.image.pixels])[0, 0].tobytes())
+
+
+def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(engine: Picky, tmp_path: Path) -> None:
+    """A window of one, and films that are rejected and whose study is not complete: nothing is left in hand."""
+    for n in range(4):
+        ids = ("1.2.826.0.1.9", "1.2.826.0.1.9.1", f"1.2.826.0.1.9.1.{n + 1}")
+        write(chest(128, 128, seed=n, view="LL", uids=ids), tmp_path / "in" / f"{n}.dcm")
+    database, queue, pool = Database(tmp_path / "q.sqlite"), Queue("test"), Pool(1, preload="cxrnode.workers")
+    take_in(
+        [tmp_path / "in"], out=tmp_path, spool=tmp_path / "spool", database=database, queue=queue, pool=pool,
+        on_scanned=lambda _: None,
+    )  # fmt: skip
+    context = ReportContext(
+        bundle=load_bundle("default"), engine="test", analysed_at=datetime.now(UTC), software_version="0"
+    )
+    Analyser(
+        database=database, queue=queue, pool=pool, engine=engine, context=context, output=Output(root=tmp_path),
+        batch_size=4, window=1, on_done=lambda _: None, on_reported=lambda _: None,
+    ).run()  # fmt: skip
+    pool.close()
+    with database.begin() as c:
+        assert queue.count_waiting(c) == 0
+    database.close()
+    assert len(list((tmp_path / "dicom").rglob("sr-*.dcm"))) == 1
