@@ -79,14 +79,14 @@ class Analyser:
         self._start_reports()  # of studies that an interrupted run left analysed
         while True:
             self._fill(waiting)
+            if not (self._decoding or self._ready or self._capturing or self._reporting):
+                return  # asked after filling: what was in hand may all have been rejected at once
             self._take_decoded()
             if self._ready and (len(self._ready) >= self.batch_size or not self._decoding):
                 self._infer()
             self._take_captures()
             self._commit()
             self._take_reports()
-            if not (self._decoding or self._ready or self._capturing or self._reporting):
-                return
             self._wait()
 
     def _waiting(self) -> Iterator[WaitingJob]:

@@ -41,6 +41,11 @@ class Results:
     def rows(self, c: Connection, study_instance_uid: str | None = None) -> Iterator[dict[str, Any]]:
         sr, capture = result.alias(), result.alias()
         sr_sent, capture_sent = delivery.alias(), delivery.alias()
+        newest_sr = (  # a film that was added later made another report
+            select(func.max(result.c.id))
+            .where(result.c.study_instance_uid == job.c.study_instance_uid, result.c.kind == Kind.SR.value)
+            .scalar_subquery()
+        )
         query = (
             select(
                 instance, job,
@@ -48,7 +53,7 @@ class Results:
                 sr_sent.c.status.label("sr_status"), capture_sent.c.status.label("capture_status"),
             )
             .join(job, job.c.id == instance.c.id)
-            .outerjoin(sr, and_(sr.c.study_instance_uid == job.c.study_instance_uid, sr.c.kind == Kind.SR.value))
+            .outerjoin(sr, sr.c.id == newest_sr)
             .outerjoin(capture, capture.c.instance_id == instance.c.id)
             .outerjoin(sr_sent, self._of(sr_sent, sr))
             .outerjoin(capture_sent, self._of(capture_sent, capture))
