@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -148,7 +148,7 @@ class Analyser:
                 rejection = Rejection(reason=Reason.INFERENCE_FAILED, detail=said.error)
                 self._findings.append(_finding(ready.job, ready.decoded, rejection=rejection))
                 continue
-            decoded = _without_image(ready.decoded)
+            decoded = replace(ready.decoded, image=None)
             task = self.pool.submit(
                 make_capture, self.output, self.context, decoded, image.preview, said.cam, said.prediction
             )
@@ -243,15 +243,6 @@ def _said(engine: str, probabilities: FloatArray, class_index: int, cam: FloatAr
 def _pixels(ready: Ready) -> FloatArray:
     assert ready.decoded.image is not None  # noqa: S101 (only images become ready)
     return ready.decoded.image.pixels
-
-
-def _without_image(decoded: Decoded) -> Decoded:
-    return Decoded(
-        header=decoded.header,
-        series_instance_uid=decoded.series_instance_uid,
-        sop_instance_uid=decoded.sop_instance_uid,
-        pixel_digest=decoded.pixel_digest,
-    )
 
 
 def _finding(job: WaitingJob, decoded: Decoded, **what: Any) -> Finding:

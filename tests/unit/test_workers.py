@@ -1,0 +1,36 @@
+"""The way a film takes in the node, reduced JPEG 2000 decoding included, against the plain way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxrnode.dicom.pixels import MEAN_ERROR, REDUCED_MAX_ERROR, load_grey
+from cxrnode.workers import PREVIEW_LONG_SIDE, decode
+from engines.bundle import load_bundle
+from engines.cpu import CpuEngine
+from engines.preprocess import prepare, to_batch
+from tests.support.make_dicom import chest, write
+
+PROBABILITY_ERROR = 0.02  # as `make demo` states it
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "j2k", "j2k_lossy"])
+def test_the_node_s_fast_way_gives_the_plain_way_s_tensor_and_answer(syntax: str, tmp_path: Path) -> None:
+    bundle = load_bundle("default")
+    shape = bundle.manifest.input
+    ds = chest(2500, 2048, seed=5, syntax=syntax)
+    plain = prepare(load_grey(ds, long_side=PREVIEW_LONG_SIDE, fast=False).pixels, shape.rows, shape.columns)
+    location = {"container": str(write(ds, tmp_path / "film")), "kind": "file", "offset": 0}
+    image = decode(location, shape).image
+    assert image is not None
+    difference = np.abs(image.pixels - plain)
+    assert difference.mean() <= MEAN_ERROR
+    assert difference.max() <= REDUCED_MAX_ERROR
+    engine = CpuEngine(bundle)
+    engine.activate()
+    output = engine.infer(to_batch([image.pixels, plain]))
+    assert output.class_index[0] == output.class_index[1]
+    assert np.abs(output.probabilities[0] - output.probabilities[1]).max() <= PROBABILITY_ERROR
