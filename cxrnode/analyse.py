@@ -1,7 +1,8 @@
 """The analyse stage: decode -> batch -> infer -> capture -> report, over whatever waits in the queue.
 
-One loop in one process owns the engine and the queue; workers decode and write. Everything in flight is bounded, so
-memory does not grow with the archive, and everything that counts is committed, so a kill costs what was in flight.
+One loop owns the queue; workers decode and write, and the engine has a thread of its own. Everything in flight is
+bounded, so memory does not grow with the archive, and everything that counts is committed, so a kill costs what was in
+flight.
 """
 
 from __future__ import annotations
@@ -13,19 +14,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from cxrnode.errors import ResultError
+from cxrnode.inference import Inference, Said
 from cxrnode.pool import Pool, Task, WorkerCrashedError
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Finding, Queue, WaitingJob
 from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
-from engines.base import Engine, EngineError
-from engines.preprocess import to_batch
 
-_DECIMALS = 6  # of a probability: below what batch composition changes
+_TOGETHER_S = 0.05  # what is done within this time of each other shares a commit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,12 +43,9 @@ class _Capturing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Said:
-    """What the engine said of one image, or why it failed on it."""
-
-    prediction: Prediction | None = None
-    cam: FloatArray | None = None
-    error: str = ""
+class _Inferring:
+    batch: list[Ready]
+    answers: Future[list[Said]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,15 +55,16 @@ class Analyser:
     database: Database
     queue: Queue
     pool: Pool
-    engine: Engine
+    inference: Inference
     context: ReportContext
     output: Output
     batch_size: int
     window: int  # items in the workers' hands at once
     on_done: Callable[[int], None]
-    on_reported: Callable[[str], None]
+    on_reported: Callable[[Sequence[str]], None]
     _decoding: deque[tuple[WaitingJob, Task[Decoded]]] = field(default_factory=deque)
     _ready: list[Ready] = field(default_factory=list)
+    _inferring: _Inferring | None = None
     _capturing: list[_Capturing] = field(default_factory=list)
     _reporting: dict[str, Task[ResultObject]] = field(default_factory=dict)
     _in_flight: dict[tuple[str, str], str] = field(default_factory=dict)  # (SOP UID, pixel digest) -> path
@@ -79,10 +75,11 @@ class Analyser:
         self._start_reports()  # of studies that an interrupted run left analysed
         while True:
             self._fill(waiting)
-            if not (self._decoding or self._ready or self._capturing or self._reporting):
+            if not (self._decoding or self._ready or self._inferring or self._capturing or self._reporting):
                 return  # asked after filling: what was in hand may all have been rejected at once
             self._take_decoded()
-            if self._ready and (len(self._ready) >= self.batch_size or not self._decoding):
+            self._take_answers()
+            if self._ready and not self._inferring and (len(self._ready) >= self.batch_size or not self._decoding):
                 self._infer()
             self._take_captures()
             self._commit()
@@ -105,11 +102,15 @@ class Analyser:
             self._decoding.append((job, self.pool.submit(decode, job.location, shape)))
 
     def _wait(self) -> None:
-        futures: list[Future[Any]] = [task.future for _, task in islice(self._decoding, 1)]
-        futures += [c.task.future for c in self._capturing]
+        futures: list[Future[Any]] = [c.task.future for c in self._capturing]
         futures += [task.future for task in self._reporting.values()]
+        if len(self._ready) < self.batch_size:
+            futures += [task.future for _, task in islice(self._decoding, 1)]
+        if self._inferring:
+            futures.append(self._inferring.answers)
         if futures:
             wait(futures, return_when=FIRST_COMPLETED)
+            wait(futures, timeout=_TOGETHER_S)
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed."""
@@ -142,17 +143,22 @@ class Analyser:
 
     def _infer(self) -> None:
         batch, self._ready = self._ready, []
-        for ready, said in zip(batch, infer_bisecting(self.engine, batch), strict=True):
+        self._inferring = _Inferring(batch=batch, answers=self.inference.submit([_pixels(r) for r in batch]))
+
+    def _take_answers(self) -> None:
+        if not self._inferring or not self._inferring.answers.done():
+            return
+        batch, answers, self._inferring = self._inferring.batch, self._inferring.answers.result(), None
+        for ready, said in zip(batch, answers, strict=True):
             image = ready.decoded.image
             if said.prediction is None or said.cam is None or image is None:
                 rejection = Rejection(reason=Reason.INFERENCE_FAILED, detail=said.error)
                 self._findings.append(_finding(ready.job, ready.decoded, rejection=rejection))
                 continue
-            decoded = replace(ready.decoded, image=None)
+            ready.decoded = replace(ready.decoded, image=None)
             task = self.pool.submit(
-                make_capture, self.output, self.context, decoded, image.preview, said.cam, said.prediction
+                make_capture, self.output, self.context, ready.decoded, image.preview, said.cam, said.prediction
             )
-            ready.decoded = decoded
             self._capturing.append(_Capturing(ready=ready, said=said.prediction, task=task))
 
     def _take_captures(self) -> None:
@@ -185,22 +191,23 @@ class Analyser:
             images = {study: self.queue.study_images(c, study) for study in studies}
             for study in (s for s in studies if not images[s]):  # nothing but duplicates, own results ...
                 self.queue.study_reported(c, study, None)
-        for study in studies:
-            if images[study]:
-                self._reporting[study] = self.pool.submit(make_sr, self.output, self.context, images[study])
-            else:
-                self.on_reported(study)
+        for study in (s for s in studies if images[s]):
+            self._reporting[study] = self.pool.submit(make_sr, self.output, self.context, images[study])
+        if silent := [s for s in studies if not images[s]]:
+            self.on_reported(silent)
 
     def _take_reports(self) -> None:
         done = [study for study, task in self._reporting.items() if task.future.done()]
-        for study in done:
-            made = self._made(self._reporting.pop(study))
-            with self.database.begin() as c:
-                if isinstance(made, Rejection):
-                    self.queue.study_failed(c, study, made)
+        if not done:
+            return
+        made = {study: self._made(self._reporting.pop(study)) for study in done}
+        with self.database.begin() as c:
+            for study, result in made.items():
+                if isinstance(result, Rejection):
+                    self.queue.study_failed(c, study, result)
                 else:
-                    self.queue.study_reported(c, study, made)
-            self.on_reported(study)
+                    self.queue.study_reported(c, study, result)
+        self.on_reported(done)
 
     def _made(self, task: Task[ResultObject]) -> ResultObject | Rejection:
         try:
@@ -209,35 +216,6 @@ class Analyser:
             return Rejection(reason=Reason.RESULT_INVALID, detail=str(e))
         except WorkerCrashedError:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")
-
-
-def infer_bisecting(engine: Engine, batch: Sequence[Ready]) -> list[_Said]:
-    """One answer an image, in order: a batch that fails is halved until the image at fault stands alone."""
-    try:
-        output = engine.infer(to_batch([_pixels(r) for r in batch]))
-    except EngineError as e:
-        if len(batch) == 1:
-            return [_Said(error=str(e))]
-        middle = len(batch) // 2
-        return infer_bisecting(engine, batch[:middle]) + infer_bisecting(engine, batch[middle:])
-    return [
-        _said(engine.name, p, int(k), cam)
-        for p, k, cam in zip(output.probabilities, output.class_index, output.cam, strict=True)
-    ]
-
-
-def _said(engine: str, probabilities: FloatArray, class_index: int, cam: FloatArray) -> _Said:
-    if not (np.isfinite(probabilities).all() and np.isfinite(cam).all()):
-        return _Said(error="the engine gave a probability or a map that is not finite")
-    return _Said(
-        prediction=Prediction(
-            probabilities=tuple(round(float(p), _DECIMALS) for p in probabilities),
-            class_index=class_index,
-            cam_max=round(float(cam.max()), _DECIMALS),
-            engine=engine,
-        ),
-        cam=cam,
-    )
 
 
 def _pixels(ready: Ready) -> FloatArray:

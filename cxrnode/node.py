@@ -20,6 +20,7 @@ from cxrnode.analyse import Analyser
 from cxrnode.archive import check_archive
 from cxrnode.deliver import deliver
 from cxrnode.errors import StoreError
+from cxrnode.inference import Inference, inference
 from cxrnode.intake_archive import take_in
 from cxrnode.pool import Pool
 from cxrnode.report.context import ReportContext
@@ -30,7 +31,6 @@ from cxrnode.store.queue import Queue
 from cxrnode.store.spool import storage_errors, sweep_partial
 from cxrnode.types import Destination
 from cxrnode.workers import Output
-from engines.base import Engine
 from engines.bundle import Bundle, load_bundle
 from engines.load import make_engine
 
@@ -134,42 +134,44 @@ class BatchRun:
         return summary
 
     def _stages(self, started_at: datetime) -> None:
-        with (
-            _pool(self.options.workers) as pool,
-            _active(make_engine(self.options.engine, self.bundle, threads=self._inference_threads)) as engine,
-        ):
-            self.engine_name = engine.name
-            with self.database.begin() as c:
-                ledger.append(c, "engine_verified", actor=_ACTOR, engine=engine.name, bundle=self.bundle.digest)
+        engine = make_engine(self.options.engine, self.bundle, threads=self._inference_threads)
+        with inference(engine) as active, _pool(self.options.workers) as pool:
             with self._timed("scan"):
-                self._take_in(pool)
+                self._take_in(pool, active)  # while the engine comes up
+            self.engine_name = active.wait()
+            with self.database.begin() as c:
+                ledger.append(c, "engine_verified", actor=_ACTOR, engine=self.engine_name, bundle=self.bundle.digest)
             self.results.write_csv(self.database)
             with self._timed("analyse"):
-                self._analyse(engine, pool, started_at)
+                self._analyse(active, pool, started_at)
         shutil.rmtree(self.options.out / "spool", ignore_errors=True)
         if self.options.send:
             with self._timed("send"):
                 self._send(self.options.send)
 
-    def _take_in(self, pool: Pool) -> None:
+    def _take_in(self, pool: Pool, active: Inference) -> None:
+        def on_scanned(n: int) -> None:
+            active.check()
+            self.progress.advance(n)
+
         self.progress.phase("scanning", None)
         out = self.options.out
         take_in(
             self.options.archives, out=out, spool=out / "spool", database=self.database, queue=self.queue, pool=pool,
-            on_scanned=self.progress.advance,
+            on_scanned=on_scanned,
         )  # fmt: skip
 
-    def _analyse(self, engine: Engine, pool: Pool, started_at: datetime) -> None:
+    def _analyse(self, active: Inference, pool: Pool, started_at: datetime) -> None:
         with self.database.begin() as c:
             self.progress.phase("analysing", self.queue.count_waiting(c))
         context = ReportContext(
-            bundle=self.bundle, engine=engine.name, analysed_at=started_at, software_version=__version__
+            bundle=self.bundle, engine=self.engine_name, analysed_at=started_at, software_version=__version__
         )
         Analyser(
-            database=self.database, queue=self.queue, pool=pool, engine=engine, context=context,
+            database=self.database, queue=self.queue, pool=pool, inference=active, context=context,
             output=Output(root=self.options.out), batch_size=self.options.batch_size,
             window=self.options.batch_size + 4 * self.options.workers, on_done=self.progress.advance,
-            on_reported=lambda study: self.results.append_study(self.database, study),
+            on_reported=lambda studies: self.results.append_studies(self.database, studies),
         ).run()  # fmt: skip
 
     def _send(self, destination: Destination) -> None:
@@ -234,15 +236,6 @@ class BatchRun:
             yield
         finally:
             self.seconds[stage] = round(time.monotonic() - start, 3)
-
-
-@contextmanager
-def _active(engine: Engine) -> Iterator[Engine]:
-    engine.activate()
-    try:
-        yield engine
-    finally:
-        engine.deactivate()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
@@ -32,13 +33,19 @@ class Task(Generic[T]):
     call: tuple[Callable[..., T], tuple[Any, ...]]
 
 
+def start_server(preload: str) -> None:
+    """Start the process that workers are forked from: it imports `preload` while the caller goes on."""
+    forkserver.set_forkserver_preload([preload])
+    forkserver.ensure_running()
+
+
 class Pool:
     def __init__(self, workers: int, *, preload: str) -> None:
+        start_server(preload)
         self._workers = workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([preload])
         self._executor = self._start(workers)
-        self._executor.submit(_nothing)  # the server imports while the caller loads its engine
+        self._executor.submit(_nothing)  # the workers start while the caller loads its engine
 
     def submit(self, call: Callable[..., T], *args: Any) -> Task[T]:
         try:

@@ -32,6 +32,10 @@ class Results:
         self._destination = destination
 
     @property
+    def csv_path(self) -> Path:
+        return self._root / CSV_NAME
+
+    @property
     def columns(self) -> list[str]:
         sent = ["sr_status", "capture_status"] if self._destination else []
         p = [f"p_{label}" for label in self._labels]
@@ -103,16 +107,17 @@ class Results:
 
     def write_csv(self, database: Database) -> None:
         """All rows, in archive order, in the place of what stood there."""
-        with open_atomic(self._root / CSV_NAME) as f, database.begin() as c:
+        with open_atomic(self.csv_path) as f, database.begin() as c:
             text = io.TextIOWrapper(f, encoding="utf-8", newline="", write_through=True)
             self.print_csv(self.rows(c), text)
             text.detach()
 
-    def append_study(self, database: Database, study_instance_uid: str) -> None:
-        """The rows of a study that was just reported: results.csv can be followed while the run goes on."""
-        path = self._root / CSV_NAME
+    def append_studies(self, database: Database, study_instance_uids: Sequence[str]) -> None:
+        """The rows of studies that were just reported: results.csv can be followed while the run goes on."""
+        path = self.csv_path
         with storage_errors(path), database.begin() as c, path.open("a", newline="", encoding="utf-8") as f:
-            self._writer(f).writerows(self.rows(c, study_instance_uid))
+            for study in study_instance_uids:
+                self._writer(f).writerows(self.rows(c, study))
 
     def print_csv(self, rows: Iterator[dict[str, Any]], f: Any) -> None:
         writer = self._writer(f)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,9 +19,11 @@ from rich.table import Column, Table
 
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE
-from cxrnode.node import BatchOptions, BatchRun, open_batch
-from cxrnode.results import CSV_NAME
+from cxrnode.pool import start_server
 from cxrnode.types import Destination
+
+if TYPE_CHECKING:
+    from cxrnode.node import BatchRun
 
 _MAX_TABLE_ROWS = 50
 _INTERRUPTED = 130
@@ -72,6 +74,9 @@ def run_batch(
     Exit codes: 0 every chest radiograph has its result; 1 at least one item failed (all are listed); 2 usage or
     configuration; 130 interrupted, resumable.
     """
+    start_server("cxrnode.workers")  # it imports on another core while this process does
+    from cxrnode.node import BatchOptions, open_batch  # noqa: PLC0415
+
     options = BatchOptions(
         archives=tuple(archives), out=out, bundle=bundle, engine=engine.value, batch_size=batch_size,
         workers=workers or len(os.sched_getaffinity(0)), restart=restart, send=send,
@@ -129,6 +134,6 @@ def _print_table(rows: Iterator[dict[str, Any]], run: BatchRun, summary: dict[st
     console.print(table)
     outcomes = summary["outcomes"]
     if (hidden := sum(outcomes.values()) - _MAX_TABLE_ROWS) > 0:
-        console.print(f"... and {hidden} more files, all in {run.options.out / CSV_NAME}", highlight=False)
+        console.print(f"... and {hidden} more files, all in {run.results.csv_path}", highlight=False)
     console.print(", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items()), highlight=False)
     console.print(f"Results: {run.options.out}. {RESEARCH_USE}", highlight=False)

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cxrnode.analyse import Analyser, Ready, infer_bisecting
+from cxrnode.analyse import Analyser
+from cxrnode.inference import infer_bisecting, inference
 from cxrnode.intake_archive import take_in
 from cxrnode.pool import Pool
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
-from cxrnode.store.queue import Queue, WaitingJob
-from cxrnode.types import PreparedImage
-from cxrnode.workers import Decoded, Output
+from cxrnode.store.queue import Queue
+from cxrnode.workers import Output
 from engines.base import EngineError, EngineOutput, FloatArray
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
+from engines.preprocess import to_batch
 from tests.support.make_dicom import chest, phantom, write
 
 
@@ -46,24 +47,18 @@ def engine() -> Iterator[Picky]:
     engine.deactivate()
 
 
-def ready(seed: int, side: int) -> Ready:
-    pixels = np.ascontiguousarray(phantom(side, side, seed))
-    preview = np.zeros((8, 8), np.uint8)
-    image = PreparedImage(
-        pixels=pixels, preview=preview, rows=side, columns=side, photometric_interpretation="MONOCHROME2"
-    )
-    job = WaitingJob(id=seed, path=f"{seed}", location={}, study_instance_uid="1.2")
-    return Ready(job=job, decoded=Decoded(image=image), note=None)
+def image(seed: int) -> FloatArray:
+    side = load_bundle("default").manifest.input.rows
+    return np.ascontiguousarray(phantom(side, side, seed))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad=st.sets(st.integers(0, 6), max_size=4))
 def test_exactly_the_bad_images_fail_and_the_others_keep_their_answers(engine: Picky, bad: set[int]) -> None:
-    side = engine_side()
-    batch = [ready(seed, side) for seed in range(7)]
+    batch = [image(seed) for seed in range(7)]
     engine.poisoned = frozenset()
     whole = infer_bisecting(engine, batch)
-    engine.poisoned = frozenset(normalised(batch[i]) for i in bad)
+    engine.poisoned = frozenset(to_batch([batch[i]])[0, 0].tobytes() for i in bad)
     answers = infer_bisecting(engine, batch)
     assert [a.prediction is None for a in answers] == [i in bad for i in range(7)]
     for alone, together in zip(answers, whole, strict=True):
@@ -75,32 +70,20 @@ def test_exactly_the_bad_images_fail_and_the_others_keep_their_answers(engine: P
 
 def test_a_good_batch_is_one_call(engine: Picky) -> None:
     engine.poisoned, engine.calls = frozenset(), 0
-    infer_bisecting(engine, [ready(seed, engine_side()) for seed in range(5)])
+    infer_bisecting(engine, [image(seed) for seed in range(5)])
     assert engine.calls == 1
 
 
 def test_what_is_not_finite_is_no_answer(engine: Picky) -> None:
     engine.poisoned = frozenset()
-    sick = ready(0, engine_side())
-    assert sick.decoded.image
-    sick.decoded.image.pixels[0, 0] = np.nan
+    sick = image(0)
+    sick[0, 0] = np.nan
     (answer,) = infer_bisecting(engine, [sick])
     assert answer.prediction is None
     assert "not finite" in answer.error
 
 
-def engine_side() -> int:
-    return load_bundle("default").manifest.input.rows
-
-
-def normalised(item: Ready) -> bytes:
-    from engines.preprocess import to_batch
-
-    assert item.decoded.image
-    return bytes(to_batch([item.decoded.image.pixels])[0, 0].tobytes())
-
-
-def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(engine: Picky, tmp_path: Path) -> None:
+def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(tmp_path: Path) -> None:
     """A window of one, and films that are rejected and whose study is not complete: nothing is left in hand."""
     for n in range(4):
         ids = ("1.2.826.0.1.9", "1.2.826.0.1.9.1", f"1.2.826.0.1.9.1.{n + 1}")
@@ -113,10 +96,11 @@ def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(engine:
     context = ReportContext(
         bundle=load_bundle("default"), engine="test", analysed_at=datetime.now(UTC), software_version="0"
     )
-    Analyser(
-        database=database, queue=queue, pool=pool, engine=engine, context=context, output=Output(root=tmp_path),
-        batch_size=4, window=1, on_done=lambda _: None, on_reported=lambda _: None,
-    ).run()  # fmt: skip
+    with inference(Picky(load_bundle("default"))) as active:
+        Analyser(
+            database=database, queue=queue, pool=pool, inference=active, context=context,
+            output=Output(root=tmp_path), batch_size=4, window=1, on_done=lambda _: None, on_reported=lambda _: None,
+        ).run()  # fmt: skip
     pool.close()
     with database.begin() as c:
         assert queue.count_waiting(c) == 0

@@ -1,0 +1,87 @@
+"""The engine on a thread of its own: while it works on a batch, the stage goes on filling the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxrnode.types import FloatArray, Prediction
+from engines.base import Engine, EngineError
+from engines.preprocess import to_batch
+
+_DECIMALS = 6  # of a probability: below what batch composition changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What the engine said of one image, or why it failed on it."""
+
+    prediction: Prediction | None = None
+    cam: FloatArray | None = None
+    error: str = ""
+
+
+class Inference:
+    """An engine that is active or coming up. One thread does all its work, as a GPU's context wants it."""
+
+    def __init__(self, engine: Engine, thread: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._thread = thread
+        self._activation = thread.submit(engine.activate)
+
+    def wait(self) -> str:
+        """Wait until the engine is up; its name. Raises EngineError where it did not come up."""
+        self._activation.result()
+        return self._engine.name
+
+    def check(self) -> None:
+        """Raises EngineError where it is known by now that the engine did not come up."""
+        if self._activation.done():
+            self._activation.result()
+
+    def submit(self, images: Sequence[FloatArray]) -> Future[list[Said]]:
+        """images: [H, W] each, as the worker prepared them. One answer an image, in order."""
+        return self._thread.submit(infer_bisecting, self._engine, images)
+
+
+@contextmanager
+def inference(engine: Engine) -> Iterator[Inference]:
+    """Bring `engine` up while the caller does other things, and let it go in the end."""
+    with ThreadPoolExecutor(1, thread_name_prefix="inference") as thread:
+        try:
+            yield Inference(engine, thread)
+        finally:
+            thread.submit(engine.deactivate).result()
+
+
+def infer_bisecting(engine: Engine, images: Sequence[FloatArray]) -> list[Said]:
+    """One answer an image, in order: a batch that fails is halved until the image at fault stands alone."""
+    try:
+        output = engine.infer(to_batch(images))
+    except EngineError as e:
+        if len(images) == 1:
+            return [Said(error=str(e))]
+        middle = len(images) // 2
+        return infer_bisecting(engine, images[:middle]) + infer_bisecting(engine, images[middle:])
+    return [
+        _said(engine.name, p, int(k), cam)
+        for p, k, cam in zip(output.probabilities, output.class_index, output.cam, strict=True)
+    ]
+
+
+def _said(engine: str, probabilities: FloatArray, class_index: int, cam: FloatArray) -> Said:
+    if not (np.isfinite(probabilities).all() and np.isfinite(cam).all()):
+        return Said(error="the engine gave a probability or a map that is not finite")
+    return Said(
+        prediction=Prediction(
+            probabilities=tuple(round(float(p), _DECIMALS) for p in probabilities),
+            class_index=class_index,
+            cam_max=round(float(cam.max()), _DECIMALS),
+            engine=engine,
+        ),
+        cam=cam,
+    )
