@@ -14,8 +14,8 @@ from pathlib import Path
 from cxrnode.archive import Item, iter_items
 from cxrnode.pool import Pool, Task, WorkerCrashedError
 from cxrnode.store.database import Database
-from cxrnode.store.queue import NewItem, Queue
-from cxrnode.types import Reason, Rejection
+from cxrnode.store.queue import Queue
+from cxrnode.types import NewItem, Reason, Rejection
 from cxrnode.workers import scan
 
 _CHUNK = 64  # items a task and a commit

@@ -42,7 +42,7 @@ class Results:
         made = ["bundle", "engine", "sr", "capture"]
         return ["path", *_IDENTITY, "outcome", "reason", "class", *p, *made, *sent, "detail"]
 
-    def rows(self, c: Connection, study_instance_uid: str | None = None) -> Iterator[dict[str, Any]]:
+    def rows(self, c: Connection, study_instance_uids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         sr, capture = result.alias(), result.alias()
         sr_sent, capture_sent = delivery.alias(), delivery.alias()
         newest_sr = (  # a film that was added later made another report
@@ -64,8 +64,8 @@ class Results:
             .where(job.c.state == REPORTED)
             .order_by(instance.c.id)
         )  # fmt: skip
-        if study_instance_uid:
-            query = query.where(job.c.study_instance_uid == study_instance_uid)
+        if study_instance_uids is not None:
+            query = query.where(job.c.study_instance_uid.in_(study_instance_uids))
         for row in c.execute(query.execution_options(yield_per=500)).mappings():
             yield self._row(dict(row))
 
@@ -116,8 +116,7 @@ class Results:
         """The rows of studies that were just reported: results.csv can be followed while the run goes on."""
         path = self.csv_path
         with storage_errors(path), database.begin() as c, path.open("a", newline="", encoding="utf-8") as f:
-            for study in study_instance_uids:
-                self._writer(f).writerows(self.rows(c, study))
+            self._writer(f).writerows(self.rows(c, study_instance_uids))
 
     def print_csv(self, rows: Iterator[dict[str, Any]], f: Any) -> None:
         writer = self._writer(f)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,16 @@ class Rejection:
     @property
     def text(self) -> str:
         return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewItem:
+    """A file that was seen: with the study it belongs to, or with why it is no candidate."""
+
+    path: str
+    location: dict[str, Any]
+    study_instance_uid: str | None = None
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

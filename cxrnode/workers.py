@@ -27,13 +27,13 @@ from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
 from cxrnode.report.encode import encode
 from cxrnode.report.sr import build_sr
-from cxrnode.store.queue import NewItem
 from cxrnode.store.spool import write_atomic
 from cxrnode.types import (
     ByteArray,
     FloatArray,
     ImageResult,
     Kind,
+    NewItem,
     Prediction,
     PreparedImage,
     Reason,

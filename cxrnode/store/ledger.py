@@ -14,13 +14,15 @@ from cxrnode.store.schema import ledger
 from cxrnode.types import AuditEvent
 
 GENESIS = "0" * 64
+_LAST = select(ledger.c.seq, ledger.c.hash).order_by(ledger.c.seq.desc()).limit(1)
+_INSERT = insert(ledger)
 
 
 def append(
     c: Connection, kind: str, *, actor: str, study_instance_uid: str | None = None, **detail: object
 ) -> AuditEvent:
     """Add one record. `detail` holds JSON values; the chain goes on from the last record in the table."""
-    last = c.execute(select(ledger.c.seq, ledger.c.hash).order_by(ledger.c.seq.desc()).limit(1)).one_or_none()
+    last = c.execute(_LAST).one_or_none()
     record: dict[str, Any] = {
         "seq": last.seq + 1 if last else 1,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -31,7 +33,7 @@ def append(
         "prev_hash": last.hash if last else GENESIS,
     }
     record["hash"] = _hash(record)
-    c.execute(insert(ledger).values(**record))
+    c.execute(_INSERT, record)
     return _event(record)
 
 

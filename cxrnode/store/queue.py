@@ -11,25 +11,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from cxrnode.dicom.header import header_from_bytes
 from cxrnode.store import ledger
 from cxrnode.store.schema import delivery, instance, job, result, settings
-from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection, ResultObject
+from cxrnode.types import ImageResult, Kind, NewItem, Outcome, Prediction, Reason, Rejection, ResultObject
 
 RECEIVED, ANALYSED, REPORTED = "received", "analysed", "reported"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewItem:
-    """A file that was seen: with the study it belongs to, or with why it is no candidate."""
-
-    path: str
-    location: dict[str, Any]
-    study_instance_uid: str | None = None
-    rejection: Rejection | None = None
+# What runs once an image is built once: composing a statement costs more than running it.
+_INSERT_INSTANCE = insert(instance)
+_INSERT_JOB = insert(job)
+_TWINS = (
+    select(instance.c.pixel_digest, instance.c.path)
+    .join(job, job.c.id == instance.c.id)
+    .where(instance.c.sop_instance_uid == bindparam("uid"), job.c.outcome != Outcome.DUPLICATE.value)
+)
+_IDENTIFY = (
+    update(instance)
+    .where(instance.c.id == bindparam("job_id"))
+    .values({k: bindparam(k) for k in ("series_instance_uid", "sop_instance_uid", "pixel_digest", "header")})
+)
+_FINISH = (
+    update(job)
+    .where(job.c.id == bindparam("job_id"))
+    .values(
+        {
+            k: bindparam(k)
+            for k in ("state", "outcome", "reason", "detail", "class_index", "probabilities", "cam_max", "engine")
+        }
+    )
+)
+_STUDY_IMAGES = (
+    select(instance, job)
+    .join(job, job.c.id == instance.c.id)
+    .where(job.c.study_instance_uid == bindparam("study"), instance.c.header.is_not(None))
+    .order_by(job.c.id)
+)
+_CLOSE_STUDY = (
+    update(job).where(job.c.study_instance_uid == bindparam("study"), job.c.state == ANALYSED).values(state=REPORTED)
+)
+_INSERT_RESULT = upsert(result)
+_ADD_RESULT = _INSERT_RESULT.on_conflict_do_update(
+    index_elements=["sop_instance_uid"],
+    set_={
+        k: _INSERT_RESULT.excluded[k]
+        for k in ("kind", "study_instance_uid", "instance_id", "sop_class_uid", "path", "sha256")
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +102,10 @@ class Queue:
     def add(self, c: Connection, items: Iterable[NewItem]) -> None:
         """Take items in, in archive order. One with a rejection is at its end state at once: no study to report to."""
         for item in items:
-            values = {
-                "path": item.path,
-                "location": item.location,
-                "study_instance_uid": item.study_instance_uid,
-            }
-            row_id = c.execute(insert(instance).values(**values)).inserted_primary_key[0]  # type: ignore[index]
+            study = {"study_instance_uid": item.study_instance_uid}
+            added = c.execute(_INSERT_INSTANCE, {"path": item.path, "location": item.location, **study})
             state = {"state": REPORTED if item.rejection else RECEIVED, **_rejection_columns(item.rejection)}
-            c.execute(insert(job).values(id=row_id, study_instance_uid=item.study_instance_uid, **state))
+            c.execute(_INSERT_JOB, {"id": added.inserted_primary_key[0], **study, **state})  # type: ignore[index]
             if item.rejection:
                 self._audit_outcome(c, item.path, None, item.rejection.reason.outcome, item.rejection)
 
@@ -98,32 +125,29 @@ class Queue:
 
     def twins(self, c: Connection, sop_instance_uid: str) -> dict[str, str]:
         """Pixel digest -> path of every finished file with this SOP Instance UID that is no duplicate itself."""
-        query = (
-            select(instance.c.pixel_digest, instance.c.path)
-            .join(job, job.c.id == instance.c.id)
-            .where(instance.c.sop_instance_uid == sop_instance_uid, job.c.outcome != Outcome.DUPLICATE.value)
-        )
-        return {row.pixel_digest: row.path for row in c.execute(query)}
+        return {row.pixel_digest: row.path for row in c.execute(_TWINS, {"uid": sop_instance_uid})}
 
     def finish(self, c: Connection, finding: Finding) -> None:
         """received -> analysed, with the identity, the outcome, the capture and the ledger record."""
+        p = finding.prediction
         identity = {
             "series_instance_uid": finding.series_instance_uid,
             "sop_instance_uid": finding.sop_instance_uid,
             "pixel_digest": finding.pixel_digest,
             "header": finding.header,
         }
-        c.execute(update(instance).where(instance.c.id == finding.job.id).values(**identity))
-        columns = _rejection_columns(finding.rejection or finding.note) | {"outcome": finding.outcome.value}
-        p = finding.prediction
-        if p:
-            columns |= {
-                "class_index": p.class_index,
-                "probabilities": list(p.probabilities),
-                "cam_max": p.cam_max,
-                "engine": p.engine,
-            }
-        c.execute(update(job).where(job.c.id == finding.job.id).values(state=ANALYSED, **columns))
+        c.execute(_IDENTIFY, {"job_id": finding.job.id, **identity})
+        columns = {
+            "reason": None,
+            "detail": None,
+            **_rejection_columns(finding.rejection or finding.note),
+            "outcome": finding.outcome.value,
+            "class_index": p.class_index if p else None,
+            "probabilities": list(p.probabilities) if p else None,
+            "cam_max": p.cam_max if p else None,
+            "engine": p.engine if p else None,
+        }
+        c.execute(_FINISH, {"job_id": finding.job.id, "state": ANALYSED, **columns})
         if finding.capture:
             self._add_result(c, finding.capture, finding.job.id)
         self._audit_outcome(
@@ -143,13 +167,7 @@ class Queue:
 
     def study_images(self, c: Connection, study_instance_uid: str) -> list[ImageResult]:
         """What the study's report speaks of, in archive order: analysed, or not with a reason."""
-        query = (
-            select(instance, job)
-            .join(job, job.c.id == instance.c.id)
-            .where(job.c.study_instance_uid == study_instance_uid, instance.c.header.is_not(None))
-            .order_by(job.c.id)
-        )
-        images = (_image_result(row) for row in c.execute(query))
+        images = (_image_result(row) for row in c.execute(_STUDY_IMAGES, {"study": study_instance_uid}))
         return [i for i in images if i.rejection is None or i.rejection.reason.in_report]
 
     def study_reported(self, c: Connection, study_instance_uid: str, sr: ResultObject | None) -> None:
@@ -170,8 +188,7 @@ class Queue:
         self._close_study(c, study_instance_uid)
 
     def _close_study(self, c: Connection, study_instance_uid: str) -> None:
-        of_study = (job.c.study_instance_uid == study_instance_uid) & (job.c.state == ANALYSED)
-        c.execute(update(job).where(of_study).values(state=REPORTED))
+        c.execute(_CLOSE_STUDY, {"study": study_instance_uid})
 
     def _add_result(self, c: Connection, made: ResultObject, instance_id: int | None) -> None:
         values = {
@@ -182,8 +199,7 @@ class Queue:
             "path": made.path.as_posix(),
             "sha256": made.sha256,
         }
-        statement = upsert(result).values(sop_instance_uid=made.sop_instance_uid, **values)
-        c.execute(statement.on_conflict_do_update(index_elements=["sop_instance_uid"], set_=values))
+        c.execute(_ADD_RESULT, {"sop_instance_uid": made.sop_instance_uid, **values})
         ledger.append(
             c, "report_made", actor=self._actor, study_instance_uid=made.study_instance_uid,
             sop_instance_uid=made.sop_instance_uid, object=made.kind.value, sha256=made.sha256,
