@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import platform
 import shutil
 import time
@@ -22,7 +21,7 @@ from cxrnode.deliver import deliver
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference, inference
 from cxrnode.intake_archive import take_in
-from cxrnode.pool import Pool
+from cxrnode.pool import Pool, default_workers
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
 from cxrnode.store import ledger
@@ -63,7 +62,7 @@ class BatchOptions:
     bundle: str = "default"
     engine: str = "auto"
     batch_size: int = 16
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=default_workers)
     restart: bool = False
     send: Destination | None = None
 

@@ -33,6 +33,11 @@ class Task(Generic[T]):
     call: tuple[Callable[..., T], tuple[Any, ...]]
 
 
+def default_workers() -> int:
+    """One more than the cores: a worker also waits, for the disk that must have its results."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def start_server(preload: str) -> None:
     """Start the process that workers are forked from: it imports `preload` while the caller goes on."""
     forkserver.set_forkserver_preload([preload])

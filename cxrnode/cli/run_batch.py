@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from rich.table import Column, Table
 
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE
-from cxrnode.pool import start_server
+from cxrnode.pool import default_workers, start_server
 from cxrnode.types import Destination
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def run_batch(
     engine: Annotated[EngineKind, typer.Option(help="What runs the model.")] = EngineKind.AUTO,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images a batch.")] = 16,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Decoding processes.", show_default="one a core")
+        int | None, typer.Option(min=1, max=256, help="Decoding processes.", show_default="the cores and one more")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete this folder's results and begin anew.")] = False,
     send: Annotated[
@@ -79,7 +78,7 @@ def run_batch(
 
     options = BatchOptions(
         archives=tuple(archives), out=out, bundle=bundle, engine=engine.value, batch_size=batch_size,
-        workers=workers or len(os.sched_getaffinity(0)), restart=restart, send=send,
+        workers=workers or default_workers(), restart=restart, send=send,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     progress = make_progress(quiet=quiet)
