@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from cxrnode.store.database import Database
-from cxrnode.store.queue import REPORTED
+from cxrnode.store.queue import REFUSED, REPORTED
 from cxrnode.store.schema import delivery, instance, job, result
 from cxrnode.store.spool import open_atomic, storage_errors, write_atomic
 from cxrnode.types import Kind, Outcome, Reason, Rejection
@@ -101,7 +101,7 @@ class Results:
         unsent = select(result.c.path, delivery.c.status).join(
             result, result.c.sop_instance_uid == delivery.c.result_uid
         )
-        unsent = unsent.where(delivery.c.delivered == 0, delivery.c.destination == (self._destination or ""))
+        unsent = unsent.where(delivery.c.state == REFUSED, delivery.c.destination == (self._destination or ""))
         for path, status in c.execute(unsent):
             yield path, f"not delivered to {self._destination}: {status}"
 

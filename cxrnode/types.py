@@ -169,6 +169,40 @@ class ResultObject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who sent an instance: as the association said it (AE titles) and as the socket saw it (host)."""
+
+    calling_aet: str
+    called_aet: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedInstance:
+    """An instance that lies safe in the spool; its row makes it received. No patient data."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    peer: Peer
+    path: Path  # relative to the data folder
+    sha256: str  # of the encoded data set, as it came
+    size_bytes: int
+    received_at: float  # seconds since 1970, UTC
+    stat: bool = False  # goes before what is routine
+
+
+class Receipt(StrEnum):
+    """What the store says of a received instance."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"  # same UID, same bytes: received before, nothing was added
+    CONFLICT = "conflict"  # same UID, other bytes: kept beside the first, flagged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """A storage SCP that takes results."""
 

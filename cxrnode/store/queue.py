@@ -20,6 +20,7 @@ from cxrnode.store.schema import delivery, instance, job, result, settings
 from cxrnode.types import ImageResult, Kind, NewItem, Outcome, Prediction, Reason, Rejection, ResultObject
 
 RECEIVED, ANALYSED, REPORTED = "received", "analysed", "reported"
+PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"  # deliveries
 
 # What runs once an image is built once: composing a statement costs more than running it.
 _INSERT_INSTANCE = insert(instance)
@@ -224,13 +225,13 @@ class Queue:
         acknowledged = select(done.c.result_uid).where(
             done.c.result_uid == result.c.sop_instance_uid,
             done.c.destination == destination,
-            done.c.delivered == 1,
+            done.c.state == SENT,
         )
         query = select(result).where(result.c.id > after, ~acknowledged.exists()).order_by(result.c.id).limit(limit)
         return [(row.id, _result_object(row)) for row in c.execute(query)]
 
     def delivered(self, c: Connection, sent: ResultObject, destination: str, status: str, *, ok: bool) -> None:
-        values = {"status": status, "delivered": int(ok)}
+        values = {"status": status, "state": SENT if ok else REFUSED}
         statement = upsert(delivery).values(result_uid=sent.sop_instance_uid, destination=destination, **values)
         c.execute(statement.on_conflict_do_update(index_elements=["result_uid", "destination"], set_=values))
         ledger.append(

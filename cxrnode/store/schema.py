@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -17,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -28,7 +29,7 @@ settings = Table(
     Column("value", JSON, nullable=False),
 )
 
-# one row per file seen; the analysis of it is a job with the same id
+# one row per file seen or instance received; the analysis of it is a job with the same id. Times are seconds since 1970.
 instance = Table(
     "instance",
     metadata,
@@ -40,16 +41,32 @@ instance = Table(
     Column("sop_instance_uid", String(64)),
     Column("pixel_digest", String(64)),
     Column("header", LargeBinary),  # what the reports need, see dicom.header
+    # of a received instance alone; an archive's files have none of these
+    Column("sop_class_uid", String(64)),
+    Column("transfer_syntax_uid", String(64)),
+    Column("sha256", String(64)),  # of the encoded data set
+    Column("size_bytes", BigInteger),
+    Column("calling_aet", String(16)),
+    Column("called_aet", String(16)),
+    Column("host", Text),
+    Column("received_at", Float),
     Index("ix_instance_sop", "sop_instance_uid", "pixel_digest"),
+    UniqueConstraint("sop_instance_uid", "sha256", name="uq_instance_sop_sha256"),
 )
 
-# state: received -> analysed (outcome known, study not reported) -> reported
+# state: received -> claimed -> analysed (outcome known, study not reported) -> reported, or dead (attempts used up)
 job = Table(
     "job",
     metadata,
     Column("id", Integer, ForeignKey("instance.id"), primary_key=True),
     Column("study_instance_uid", String(64)),
     Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False, default=1),  # 0 STAT, 1 routine
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("lease_owner", String(64)),
+    Column("lease_until", Float),
+    Column("last_error", Text),
     Column("outcome", String(16)),
     Column("reason", String(32)),
     Column("detail", Text),
@@ -57,8 +74,21 @@ job = Table(
     Column("probabilities", JSON),
     Column("cam_max", Float),
     Column("engine", Text),
-    Index("ix_job_state", "state", "id"),
+    Index("ix_job_state", "state", "priority", "id"),
     Index("ix_job_study", "study_instance_uid", "state"),
+)
+
+# when a study was last added to, and who is making its report
+study = Table(
+    "study",
+    metadata,
+    Column("study_instance_uid", String(64), primary_key=True),
+    Column("last_received_at", Float, nullable=False),
+    Column("lease_owner", String(64)),
+    Column("lease_until", Float),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("last_error", Text),
 )
 
 result = Table(
@@ -72,17 +102,43 @@ result = Table(
     Column("sop_class_uid", String(64), nullable=False),
     Column("path", Text, nullable=False),  # relative to the output folder
     Column("sha256", String(64), nullable=False),
+    Column("predecessor_uid", String(64)),  # the SR that this one takes the place of
     Index("ix_result_study", "study_instance_uid", "kind"),
     Index("ix_result_instance", "instance_id"),
 )
 
+# the outbox. state: pending -> sent -> committed; refused: the destination will not have it (an operator may retry).
+# sent is the end where the destination does no storage commitment
 delivery = Table(
     "delivery",
     metadata,
-    Column("result_uid", String(64), ForeignKey("result.sop_instance_uid"), primary_key=True),
-    Column("destination", String(128), primary_key=True),
-    Column("status", String(64), nullable=False),  # "0x0000", or why there is none
-    Column("delivered", Integer, nullable=False),
+    Column("id", Integer, primary_key=True),
+    Column("result_uid", String(64), ForeignKey("result.sop_instance_uid"), nullable=False),
+    Column("destination", String(128), nullable=False),  # its name in the configuration, or AET@host:port
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("lease_owner", String(64)),
+    Column("lease_until", Float),
+    Column("status", Text, nullable=False, default=""),  # "0x0000", or why there is none
+    Column("transaction_uid", String(64)),  # of the newest commitment request
+    Column("updated_at", Float, nullable=False, default=0.0),
+    UniqueConstraint("result_uid", "destination", name="uq_delivery_result_destination"),
+    Index("ix_delivery_state", "destination", "state", "not_before"),
+    Index("ix_delivery_transaction", "transaction_uid"),
+)
+
+# what peers asked us to commit to (we as storage commitment SCP), until they have their answer
+commitment_request = Table(
+    "commitment_request",
+    metadata,
+    Column("transaction_uid", String(64), primary_key=True),
+    Column("calling_aet", String(16), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("instances", JSON, nullable=False),  # [[SOP class UID, SOP instance UID], ...]
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("answered_at", Float),
 )
 
 ledger = Table(

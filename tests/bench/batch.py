@@ -2,10 +2,11 @@
 
     python -m tests.bench.batch [--count 200] [--rounds 3] [--large 1000] [--work DIR]
 
-Interleaved: each round runs the loop and then run-batch over the same files, each in a process of its own, started
-cold. The ideal is the CPU seconds of decoding, of inference and of report writing, each alone in one process, added up
-and divided by the cores. Memory is the sum over the process tree of the proportional set size (shared pages once).
-Prints a table in Markdown; nothing else should run on the machine.
+Interleaved: each round runs the loop, run-batch and the stages over the same files, each in a process of its own,
+started cold. The ideal is the CPU seconds of decoding, of inference and of report writing, each alone in one process,
+added up and divided by the cores; they are measured a second time with such a process on every core at once, which shows
+what the cores take from each other. Memory is the sum over the process tree of the proportional set size (shared pages
+once). Prints a table in Markdown; nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +50,36 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench-out"))
     a = parser.parse_args()
     archive = make_archive(a.work / f"archive-{a.count}", a.count)
-    peer, ours, memory = [], [], []
+    peer, ours, memory, alone, together = [], [], [], [], []
     for n in range(a.rounds):
         peer.append(timed([sys.executable, "-m", "tests.bench.peer", str(archive), fresh(a.work / "peer")])[0])
         seconds, peak = timed(run_batch(archive, a.work / "out"))
         ours.append(seconds)
         memory.append(peak)
+        alone += stages(archive, a.work, processes=1)
+        together += stages(archive, a.work, processes=CORES)
         print(f"round {n + 1}: loop {peer[-1]:.1f} s, run-batch {seconds:.1f} s, {peak:.0f} MB", file=sys.stderr)
-    stages = ideal(archive, a.work)
     print(f"\n{platform.machine()}, {CORES} cores, Python {platform.python_version()}, cxrnode {__version__}")
-    print(f"{a.count} files 2048x2500x16, {a.rounds} interleaved rounds, {datetime.now():%Y-%m-%d}\n")
-    print("| | wall s (median) | images/s | ratio |\n|---|---|---|---|")
+    print(f"{a.count} files 2048x2500x16, medians of {a.rounds} interleaved rounds, {datetime.now():%Y-%m-%d}\n")
+    print("| | wall s | images/s | ratio |\n|---|---|---|---|")
     row("the loop", statistics.median(peer), a.count, statistics.median(peer))
     row("run-batch", statistics.median(ours), a.count, statistics.median(peer))
-    print("\n| stage alone, CPU ms an image | |\n|---|---|")
-    for name, seconds in stages.items():
-        print(f"| {name} | {1000 * seconds / a.count:.1f} |")
-    best = sum(stages.values()) / CORES
-    print(f"| ideal wall, {CORES} cores, s | {best:.1f} |")
-    print(f"| share of the ideal | {best / statistics.median(ours):.2f} |")
+    print(f"\n| CPU ms an image | one process | {CORES} at once |\n|---|---|---|")
+    for name in alone[0]:
+        ms = [1000 * statistics.median(r[name] for r in runs) / a.count for runs in (alone, together)]
+        print(f"| {name} | {ms[0]:.1f} | {ms[1]:.1f} |")
+    best, crowded = (statistics.median(sum(r.values()) for r in runs) / CORES for runs in (alone, together))
+    print(f"| ideal wall, {CORES} cores, s | {best:.1f} | {crowded:.1f} |")
+    print(f"| share of the ideal | {best / statistics.median(ours):.2f} | {crowded / statistics.median(ours):.2f} |")
     print(f"\npeak memory, {a.count} files: {max(memory):.0f} MB")
     if a.large:
         large = make_archive(a.work / f"archive-{a.large}", a.large)
         seconds, peak = timed(run_batch(large, a.work / "out"))
         print(f"peak memory, {a.large} files: {peak:.0f} MB ({peak / max(memory):.2f} x)")
-        share = best / a.count * a.large / seconds
-        print(f"{a.large} files: {a.large / seconds:.1f} images/s, share of the ideal {share:.2f}")
+        shares = [ideal / a.count * a.large / seconds for ideal in (best, crowded)]
+        print(
+            f"{a.large} files: {a.large / seconds:.1f} images/s, share of the ideal {shares[0]:.2f} ({shares[1]:.2f})"
+        )
 
 
 def row(name: str, seconds: float, count: int, reference: float) -> None:
@@ -109,7 +116,13 @@ def tree_mb(process: psutil.Process) -> float:
     return total / 2**20
 
 
-def ideal(archive: Path, work: Path) -> dict[str, float]:
+def stages(archive: Path, work: Path, *, processes: int) -> list[dict[str, float]]:
+    """What `stage_seconds` gives in each of so many fresh processes that run at once."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(stage_seconds, [archive] * processes, [work / f"ideal-{n}" for n in range(processes)]))
+
+
+def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
     """CPU seconds of each stage alone, over every file of the archive."""
     bundle = load_bundle("default")
     shape = bundle.manifest.input
@@ -127,7 +140,7 @@ def ideal(archive: Path, work: Path) -> dict[str, float]:
     context = ReportContext(
         bundle=bundle, engine=engine.name, analysed_at=datetime.now().astimezone(), software_version=__version__
     )
-    output = Output(root=Path(fresh(work / "ideal")))
+    output = Output(root=Path(fresh(out)))
 
     def write() -> None:
         for d, cam, p in zip(decoded, cams, probabilities, strict=True):
