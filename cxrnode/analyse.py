@@ -7,114 +7,195 @@ flight.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from cxrnode.errors import ResultError
 from cxrnode.inference import Inference, Said
 from cxrnode.pool import Pool, Task, WorkerCrashedError
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
-from cxrnode.store.queue import Finding, Queue, WaitingJob
-from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject
+from cxrnode.store.outbox import Outbox
+from cxrnode.store.queue import Finding, Job, Lease, Queue
+from cxrnode.store.studies import Studies
+from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
 
 _TOGETHER_S = 0.05  # what is done within this time of each other shares a commit
+_POLL_S = 0.05
+_LEASE_S = 10.0  # what a killed process had in hand waits so long
+_CLAIM = 4  # images that are worth a claim: each is a commit
 
 
 @dataclass(slots=True, kw_only=True)
-class Ready:
+class _Ready:
     """A decoded image that waits for its batch."""
 
-    job: WaitingJob
+    job: Job
     decoded: Decoded
     note: Rejection | None
+    since: float  # monotonic seconds
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inferring:
+    batch: list[_Ready]
+    answers: Future[list[Said]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Capturing:
-    ready: Ready
+    ready: _Ready
     said: Prediction
     task: Task[ResultObject]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Inferring:
-    batch: list[Ready]
-    answers: Future[list[Said]]
+class _Reporting:
+    study: Study
+    task: Task[ResultObject]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyseOptions:
+    """How the stage works, and what becomes of what it made."""
+
+    batch_size: int
+    max_wait_s: float = 0.0  # of the first image of a batch for the others
+    window: int  # images in the workers' hands at once
+    quiet_s: float = 0.0  # a study is reported when nothing was added to it for so long
+    report_not_analysed: bool = True  # a study without a single analysed image gets its SR too
+    destinations: tuple[str, ...] = ()
+    until_dry: bool = True  # run-batch ends, a node waits for more
 
 
 @dataclass(slots=True, kw_only=True)
 class Analyser:
-    """Runs the queue dry. `on_done(n)` is called with the number of jobs that were finished."""
+    """Works on the queue. `on_done(n)` is called with the number of jobs that were finished."""
 
     database: Database
     queue: Queue
+    studies: Studies
+    outbox: Outbox
     pool: Pool
     inference: Inference
     context: ReportContext
     output: Output
-    batch_size: int
-    window: int  # items in the workers' hands at once
+    options: AnalyseOptions
     on_done: Callable[[int], None]
     on_reported: Callable[[Sequence[str]], None]
-    _decoding: deque[tuple[WaitingJob, Task[Decoded]]] = field(default_factory=deque)
-    _ready: list[Ready] = field(default_factory=list)
+    owner: str = field(default_factory=lambda: uuid4().hex)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _decoding: deque[tuple[Job, Task[Decoded]]] = field(default_factory=deque)
+    _ready: list[_Ready] = field(default_factory=list)
     _inferring: _Inferring | None = None
     _capturing: list[_Capturing] = field(default_factory=list)
-    _reporting: dict[str, Task[ResultObject]] = field(default_factory=dict)
+    _reporting: list[_Reporting] = field(default_factory=list)
     _in_flight: dict[tuple[str, str], str] = field(default_factory=dict)  # (SOP UID, pixel digest) -> path
     _findings: list[Finding] = field(default_factory=list)
+    _alone: bool = False  # an image that may kill this process is in hand: nothing joins it
+    _beaten: float = 0.0  # monotonic seconds of the last heartbeat
 
     def run(self) -> None:
-        waiting = self._waiting()
-        self._start_reports()  # of studies that an interrupted run left analysed
+        """Work until the queue is dry, or until `stopping` is set: what is in hand is brought to its end."""
         while True:
-            self._fill(waiting)
-            if not (self._decoding or self._ready or self._inferring or self._capturing or self._reporting):
-                return  # asked after filling: what was in hand may all have been rejected at once
+            self._beat()
+            self._alone = self._alone and self._busy
+            claimed = self._claim() + self._claim_studies()
+            if not (self._busy or claimed) and (self.options.until_dry or self.stopping.is_set()):
+                return  # asked after claiming: what was in hand may all have been rejected at once
             self._take_decoded()
             self._take_answers()
-            if self._ready and not self._inferring and (len(self._ready) >= self.batch_size or not self._decoding):
+            if self._batch_is_due():
                 self._infer()
             self._take_captures()
             self._commit()
             self._take_reports()
             self._wait()
 
-    def _waiting(self) -> Iterator[WaitingJob]:
-        after = 0
-        while True:
-            with self.database.begin() as c:
-                page = self.queue.waiting(c, after=after, limit=256)
-            if not page:
-                return
-            yield from page
-            after = page[-1].id
+    @property
+    def _busy(self) -> bool:
+        return bool(
+            self._decoding or self._ready or self._inferring or self._capturing or self._reporting or self._findings
+        )
 
-    def _fill(self, waiting: Iterator[WaitingJob]) -> None:
+    def _lease(self) -> Lease:
+        return Lease(owner=self.owner, now=time.time(), seconds=_LEASE_S)
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten > _LEASE_S / 4:
+            self._beaten = time.monotonic()
+            with self.database.begin() as c:
+                self.queue.heartbeat(c, self._lease())
+                self.studies.heartbeat(c, self._lease())
+                self.queue.give_up(c, self._lease())
+
+    def _claim(self) -> int:
+        room = self.options.window - len(self._decoding)
+        if self.stopping.is_set() or self._alone or room < min(_CLAIM, self.options.window):
+            return 0
+        with self.database.begin(shared=True) as c:
+            jobs = self.queue.claim(c, self._lease(), limit=room, idle=not self._busy)
+        self._alone = any(job.alone for job in jobs)
         shape = self.context.bundle.manifest.input
-        while len(self._decoding) < self.window and (job := next(waiting, None)):
-            self._decoding.append((job, self.pool.submit(decode, job.location, shape)))
+        for job in jobs:
+            task = self.pool.submit(decode, self._where(job), shape, first=job.stat)
+            if job.stat:
+                self._decoding.appendleft((job, task))
+            else:
+                self._decoding.append((job, task))
+        return len(jobs)
+
+    def _where(self, job: Job) -> dict[str, Any]:
+        if job.received_at is None:  # of an archive, where its user said
+            return job.location
+        return {**job.location, "container": str(self.output.root / job.location["container"])}
+
+    def _claim_studies(self) -> int:
+        if self.stopping.is_set() or len(self._reporting) >= self.options.window:
+            return 0
+        with self.database.begin(shared=True) as c:
+            studies = self.studies.claim(c, self._lease(), quiet_s=self.options.quiet_s, limit=self.options.window)
+        for study in studies:
+            if self._gets_report(study):
+                context = replace(self.context, analysed_at=study.received)
+                task = self.pool.submit(make_sr, self.output, context, study, first=study.stat)
+                self._reporting.append(_Reporting(study=study, task=task))
+        if silent := [s for s in studies if not self._gets_report(s)]:
+            with self.database.begin() as c:
+                for study in silent:
+                    self.studies.reported(c, study, None, owner=self.owner)
+            self.on_reported([s.study_instance_uid for s in silent])
+        return len(studies)
+
+    def _gets_report(self, study: Study) -> bool:
+        return any(i.prediction for i in study.images) or (bool(study.images) and self.options.report_not_analysed)
 
     def _wait(self) -> None:
         futures: list[Future[Any]] = [c.task.future for c in self._capturing]
-        futures += [task.future for task in self._reporting.values()]
-        if len(self._ready) < self.batch_size:
+        futures += [r.task.future for r in self._reporting]
+        if len(self._ready) < self.options.batch_size:
             futures += [task.future for _, task in islice(self._decoding, 1)]
         if self._inferring:
             futures.append(self._inferring.answers)
         if futures:
-            wait(futures, return_when=FIRST_COMPLETED)
+            timeout = _LEASE_S / 8 if self.options.until_dry else _POLL_S
+            wait(futures, return_when=FIRST_COMPLETED, timeout=timeout)
             wait(futures, timeout=_TOGETHER_S)
+        elif not self.options.until_dry:
+            self.stopping.wait(_POLL_S)
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed."""
-        while self._decoding and len(self._ready) < self.batch_size and self._decoding[0][1].future.done():
+        while self._decoding and len(self._ready) < self.options.batch_size and self._decoding[0][1].future.done():
             job, task = self._decoding.popleft()
             try:
                 decoded = self.pool.result(task)
@@ -122,24 +203,37 @@ class Analyser:
                 decoded = Decoded(rejection=Rejection(reason=Reason.DECODER_CRASHED))
             rejection, note = self._compare_with_seen(job, decoded)
             if rejection:
-                self._findings.append(_finding(job, decoded, rejection=rejection))
+                self._findings.append(Finding(job=job, pixel_digest=decoded.pixel_digest, rejection=rejection))
             else:
-                self._ready.append(Ready(job=job, decoded=decoded, note=note))
+                self._ready.append(_Ready(job=job, decoded=decoded, note=note, since=time.monotonic()))
 
-    def _compare_with_seen(self, job: WaitingJob, decoded: Decoded) -> tuple[Rejection | None, Rejection | None]:
+    def _compare_with_seen(self, job: Job, decoded: Decoded) -> tuple[Rejection | None, Rejection | None]:
         """(rejection, note): a duplicate, what the decoder said, or a flag on two objects that share a UID."""
-        if decoded.sop_instance_uid is None or decoded.pixel_digest is None:
+        if decoded.pixel_digest is None:
             return decoded.rejection, None
-        uid, digest = decoded.sop_instance_uid, decoded.pixel_digest
-        with self.database.begin() as c:
+        uid, digest = job.sop_instance_uid, decoded.pixel_digest
+        with self.database.begin(shared=True) as c:
             seen = self.queue.twins(c, uid)
         seen |= {d: path for (u, d), path in self._in_flight.items() if u == uid}
+        seen = {d: path for d, path in seen.items() if path != job.path}  # itself, when it is analysed once more
         self._in_flight.setdefault((uid, digest), job.path)
         if digest in seen:
             return Rejection(reason=Reason.DUPLICATE, detail=f"of {seen[digest]}"), None
         if decoded.rejection or not seen:
             return decoded.rejection, None
         return None, Rejection(reason=Reason.UID_CONFLICT, detail=f"with {', '.join(sorted(seen.values()))}")
+
+    def _batch_is_due(self) -> bool:
+        """A full batch, or one that waits for no more: nothing is being decoded, it waited long enough, or STAT."""
+        if self._inferring or not self._ready:
+            return False
+        waited = time.monotonic() - self._ready[0].since
+        return (
+            len(self._ready) >= self.options.batch_size
+            or not self._decoding
+            or any(r.job.stat for r in self._ready)
+            or (not self.options.until_dry and waited >= self.options.max_wait_s)
+        )
 
     def _infer(self) -> None:
         batch, self._ready = self._ready, []
@@ -150,27 +244,33 @@ class Analyser:
             return
         batch, answers, self._inferring = self._inferring.batch, self._inferring.answers.result(), None
         for ready, said in zip(batch, answers, strict=True):
-            image = ready.decoded.image
-            if said.prediction is None or said.cam is None or image is None:
+            image, digest = ready.decoded.image, ready.decoded.pixel_digest
+            if said.prediction is None or said.cam is None or image is None or digest is None:
                 rejection = Rejection(reason=Reason.INFERENCE_FAILED, detail=said.error)
-                self._findings.append(_finding(ready.job, ready.decoded, rejection=rejection))
+                self._findings.append(Finding(job=ready.job, pixel_digest=digest, rejection=rejection))
                 continue
-            ready.decoded = replace(ready.decoded, image=None)
+            shown = StoredImage(kept_header=ready.job.header, pixel_digest=digest, prediction=said.prediction)
+            context = self.context
+            if ready.job.received_at is not None:
+                context = replace(context, analysed_at=datetime.fromtimestamp(ready.job.received_at).astimezone())
             task = self.pool.submit(
-                make_capture, self.output, self.context, ready.decoded, image.preview, said.cam, said.prediction
+                make_capture, self.output, context, shown, image.preview, said.cam, first=ready.job.stat
             )
+            ready.decoded = replace(ready.decoded, image=None)
             self._capturing.append(_Capturing(ready=ready, said=said.prediction, task=task))
 
     def _take_captures(self) -> None:
         done = [c for c in self._capturing if c.task.future.done()]
         self._capturing = [c for c in self._capturing if not c.task.future.done()]
         for c in done:
-            job, decoded = c.ready.job, c.ready.decoded
+            job, digest = c.ready.job, c.ready.decoded.pixel_digest
             made = self._made(c.task)
             if isinstance(made, Rejection):
-                self._findings.append(_finding(job, decoded, rejection=made))
+                self._findings.append(Finding(job=job, pixel_digest=digest, rejection=made))
             else:
-                self._findings.append(_finding(job, decoded, prediction=c.said, capture=made, note=c.ready.note))
+                self._findings.append(
+                    Finding(job=job, pixel_digest=digest, prediction=c.said, capture=made, note=c.ready.note)
+                )
 
     def _commit(self) -> None:
         if not self._findings:
@@ -178,36 +278,25 @@ class Analyser:
         findings, self._findings = self._findings, []
         with self.database.begin() as c:
             for finding in findings:
-                self.queue.finish(c, finding)
+                self.queue.finish(c, finding, owner=self.owner)
         for f in findings:
-            if f.sop_instance_uid and f.pixel_digest and f.outcome is not Outcome.DUPLICATE:
-                self._in_flight.pop((f.sop_instance_uid, f.pixel_digest), None)  # the store knows it from here on
-        self._start_reports()
+            if f.pixel_digest and f.outcome is not Outcome.DUPLICATE:
+                self._in_flight.pop((f.job.sop_instance_uid, f.pixel_digest), None)  # the store knows it from here on
         self.on_done(len(findings))
 
-    def _start_reports(self) -> None:
-        with self.database.begin() as c:
-            studies = [s for s in self.queue.reportable_studies(c) if s not in self._reporting]
-            images = {study: self.queue.study_images(c, study) for study in studies}
-            for study in (s for s in studies if not images[s]):  # nothing but duplicates, own results ...
-                self.queue.study_reported(c, study, None)
-        for study in (s for s in studies if images[s]):
-            self._reporting[study] = self.pool.submit(make_sr, self.output, self.context, images[study])
-        if silent := [s for s in studies if not images[s]]:
-            self.on_reported(silent)
-
     def _take_reports(self) -> None:
-        done = [study for study, task in self._reporting.items() if task.future.done()]
+        done = [r for r in self._reporting if r.task.future.done()]
         if not done:
             return
-        made = {study: self._made(self._reporting.pop(study)) for study in done}
+        self._reporting = [r for r in self._reporting if not r.task.future.done()]
+        made = [(r.study, self._made(r.task)) for r in done]
         with self.database.begin() as c:
-            for study, result in made.items():
-                if isinstance(result, Rejection):
-                    self.queue.study_failed(c, study, result)
-                else:
-                    self.queue.study_reported(c, study, result)
-        self.on_reported(done)
+            for study, sr in made:
+                if isinstance(sr, Rejection):
+                    self.studies.failed(c, study, sr, owner=self.owner)
+                elif (uids := self.studies.reported(c, study, sr, owner=self.owner)) is not None:
+                    self.outbox.enqueue(c, uids, self.options.destinations, now=time.time())
+        self.on_reported([r.study.study_instance_uid for r in done])
 
     def _made(self, task: Task[ResultObject]) -> ResultObject | Rejection:
         try:
@@ -218,17 +307,6 @@ class Analyser:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")
 
 
-def _pixels(ready: Ready) -> FloatArray:
+def _pixels(ready: _Ready) -> FloatArray:
     assert ready.decoded.image is not None  # noqa: S101 (only images become ready)
     return ready.decoded.image.pixels
-
-
-def _finding(job: WaitingJob, decoded: Decoded, **what: Any) -> Finding:
-    return Finding(
-        job=job,
-        header=decoded.header,
-        series_instance_uid=decoded.series_instance_uid,
-        sop_instance_uid=decoded.sop_instance_uid,
-        pixel_digest=decoded.pixel_digest,
-        **what,
-    )

@@ -1,77 +1,379 @@
-"""The deliver stage: results that a destination has not acknowledged are sent, and each answer is recorded."""
+"""The deliver stage: what the outbox holds goes to its destinations, and each answer is recorded.
+
+A destination has a thread of its own, and another one where it does storage commitment: a dead or slow one delays
+nobody else, and a commitment delays no result. `deliver_all` runs the same sender until the outbox is dry.
+"""
 
 from __future__ import annotations
 
-import random
+import logging
+import os
+import platform
+import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
-from cxrnode.dicom.scu import SendError, StoreScu
+from cxrnode.dicom.commitment import CommitmentReport
+from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, SendError, StoreScu
+from cxrnode.dicom.status import SUCCESS
+from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
 from cxrnode.store.database import Database
-from cxrnode.store.queue import Queue
-from cxrnode.types import Destination, ResultObject
+from cxrnode.store.outbox import ASK_AGAIN_S, Delivery, Outbox
+from cxrnode.store.queue import Lease
+from cxrnode.types import Destination
 
-ATTEMPTS = 4
-_PAGE = 256
-_FIRST_WAIT_S = 0.5  # doubled with each attempt, with jitter
+LEASE_S = 30.0  # renewed three times as often
+POLL_S = 0.2  # a STAT result leaves within it
+_PAGE = 32  # deliveries a claim
+_IDLE_S = 5.0  # an association is kept so long for what may come next
+_REPORT_WAIT_S = 3.0  # for a commitment report on the association that asked for it
+_COMMIT_POLL_S = 1.0
+_COMMIT_PAGE = 200  # instances a request
+_AFTER_FAULT_S = 5.0  # a full disk, a database that is away
 
-
-def deliver(
-    destination: Destination, *, root: Path, database: Database, queue: Queue, on_sent: Callable[[int], None]
-) -> int:
-    """Send what waits for `destination`; returns how many results it did not take. Every status is in the store.
-
-    A refusal is final for this run. A broken association is tried again with backoff, from where it broke; when
-    the attempts are used up, what is left is recorded as undelivered, and the next run tries again.
-    """
-    sender = _Sender(destination=destination, root=root, database=database, queue=queue, on_sent=on_sent)
-    after = 0
-    while page := sender.next_page(after):
-        after = page[-1][0]
-        sender.send_page(deque(made for _, made in page))
-    return sender.refused
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Sender:
+class Sender:
+    """Sends to one destination, from one thread."""
+
     destination: Destination
-    root: Path
+    root: Path  # paths in the store are relative to it
     database: Database
-    queue: Queue
-    on_sent: Callable[[int], None]
-    refused: int = 0
-    dead: str = ""  # why the destination was given up
+    outbox: Outbox
+    patience: Patience
+    calling_ae_title: str = CALLING_AE_TITLE
+    timeout_s: float = TIMEOUT_S
+    lease_s: float = LEASE_S
+    stopping: Callable[[], bool] = lambda: False
+    on_done: Callable[[int], None] = lambda _: None
+    breaker: Breaker = field(init=False)
+    _owner: str = field(init=False)
+    _scu: StoreScu | None = None
+    _used_at: float = 0.0  # monotonic, s
+    _holding: bool = False
 
-    def next_page(self, after: int) -> list[tuple[int, ResultObject]]:
+    def __post_init__(self) -> None:
+        self.breaker = Breaker(patience=self.patience)
+        self._owner = f"{platform.node()[:24]}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
+
+    def step(self) -> float:
+        """Send what is due, a page of it at most; returns the seconds until there may be more to do."""
+        if wait_s := self.breaker.wait_s:
+            return wait_s
+        with self.database.begin(shared=True) as c:
+            due = self.outbox.due(c, self.destination.key, now=time.time())
+        if not due:
+            if time.monotonic() > self._used_at + _IDLE_S:
+                self.close()
+            return POLL_S
+        try:
+            self._send_page(self._connected())
+        except SendError as e:
+            self.close()
+            self.breaker.failed(str(e))
+            log.warning("%s: %s (%d in a row)", self.destination, e, self.breaker.failures)
+        return self.breaker.wait_s
+
+    def heartbeat(self) -> None:
+        """From another thread: keep what is in hand, however long the peer takes."""
+        if self._holding:
+            with self.database.begin(shared=True) as c:
+                self.outbox.heartbeat(c, self.destination.key, self._lease())
+
+    def close(self) -> None:
+        if self._scu:
+            self._scu.close()
+            self._scu = None
+
+    def _connected(self) -> StoreScu:
+        if self._scu is None or not self._scu.is_open:
+            scu = StoreScu(self.destination, calling_ae_title=self.calling_ae_title, timeout_s=self.timeout_s)
+            self._scu = scu.open()
+            if self.breaker.is_open:
+                scu.echo()  # does it answer at all? Only then is a result put to it
+        return self._scu
+
+    def _send_page(self, scu: StoreScu) -> None:
+        self._holding = True
+        with self.database.begin(shared=True) as c:
+            page = self.outbox.claim(c, self.destination.key, self._lease(), limit=_PAGE)
+        left = len(page)
+        try:
+            for d in page:
+                if self.stopping():
+                    break
+                self._send(scu, d)
+                left -= 1
+        finally:
+            self._holding = False
+            self._used_at = time.monotonic()
+            if left:
+                with self.database.begin(shared=True) as c:
+                    self.outbox.release(c, self.destination.key, owner=self._owner)
+
+    def _send(self, scu: StoreScu, d: Delivery) -> None:
+        path = self.root / d.made.path
+        if damage := _damage(path, d.made.sha256):
+            self._refused(d, damage)
+            return
+        try:
+            answer = scu.send(path)
+        except SendError as e:
+            self._postpone(d, str(e))
+            raise
+        if answer.transient:  # the next one would fare no better
+            self._postpone(d, answer.text)
+            raise SendError(answer.text)
+        self.breaker.succeeded()
+        if answer.accepted:
+            self._sent(d, answer)
+        else:
+            self._refused(d, answer.text)
+
+    def _postpone(self, d: Delivery, why: str) -> None:
+        tries = d.attempts + 1
+        if self.patience.attempts and tries >= self.patience.attempts:
+            self._refused(d, why)
+            return
+        now = time.time()
+        not_before = now + self.patience.wait_s(tries)
         with self.database.begin() as c:
-            return self.queue.undelivered(c, str(self.destination), after=after, limit=_PAGE)
+            ours = self.outbox.retry(c, d, owner=self._owner, now=now, not_before=not_before, status=why)
+        self._check(ours)
 
-    def send_page(self, left: deque[ResultObject]) -> None:
-        attempt = 0
-        while left and not self.dead:
-            before = len(left)
+    def _sent(self, d: Delivery, answer: Answer) -> None:
+        with self.database.begin() as c:
+            ours = self.outbox.sent(c, d, owner=self._owner, now=time.time(), status=answer.text)
+        self._check(ours)
+        self.on_done(1)
+
+    def _refused(self, d: Delivery, why: str) -> None:
+        with self.database.begin() as c:
+            ours = self.outbox.refused(c, d, owner=self._owner, now=time.time(), status=why)
+        self._check(ours)
+        log.error("%s: a result is not delivered: %s", self.destination, why)
+        self.on_done(1)
+
+    def _check(self, ours: bool) -> None:
+        if not ours:
+            log.warning("%s: a lease ended while its result was being sent: another sender has it", self.destination)
+
+    def _lease(self) -> Lease:
+        return Lease(owner=self._owner, now=time.time(), seconds=self.lease_s)
+
+
+@dataclass(slots=True, kw_only=True)
+class Committer:
+    """Asks one destination to commit to what it took, from one thread. Its report may come to our listener as well."""
+
+    destination: Destination
+    database: Database
+    outbox: Outbox
+    patience: Patience
+    calling_ae_title: str = CALLING_AE_TITLE
+    timeout_s: float = TIMEOUT_S
+    ask_again_s: float = ASK_AGAIN_S
+    report_wait_s: float = _REPORT_WAIT_S
+    breaker: Breaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breaker = Breaker(patience=self.patience)
+
+    def step(self) -> float:
+        """Ask once, if there is anything to ask for; returns the seconds until there may be more to do."""
+        if wait_s := self.breaker.wait_s:
+            return wait_s
+        with self.database.begin(shared=True) as c:
+            if not self.outbox.uncommitted(c, self.destination.key, now=time.time()):
+                return _COMMIT_POLL_S
+        scu = StoreScu(
+            self.destination, calling_ae_title=self.calling_ae_title, timeout_s=self.timeout_s, on_report=self._report
+        )
+        try:
+            with scu:
+                self._ask(scu)
+        except SendError as e:
+            self.breaker.failed(str(e))
+            log.warning("%s: storage commitment: %s (%d in a row)", self.destination, e, self.breaker.failures)
+        return self.breaker.wait_s
+
+    def _ask(self, scu: StoreScu) -> None:
+        transaction_uid = f"2.25.{uuid.uuid4().int}"  # PS3.5 section B.2
+        with self.database.begin() as c:
+            asked = self.outbox.requested(
+                c, self.destination.key, transaction_uid, now=time.time(), limit=_COMMIT_PAGE,
+                ask_again_s=self.ask_again_s,
+            )  # fmt: skip
+        if not asked:
+            return  # another committer has them
+        try:
+            answer = scu.request_commitment(
+                transaction_uid, [(d.made.sop_class_uid, d.made.sop_instance_uid) for d in asked]
+            )
+        except SendError as e:
+            self._postpone(transaction_uid, str(e), self.patience.wait_s(self.breaker.failures + 1))
+            raise
+        if answer.accepted:
+            self.breaker.succeeded()
+            scu.await_report(self.report_wait_s)
+        else:
+            self._postpone(transaction_uid, answer.text, self.ask_again_s)
+            log.error("%s: storage commitment: %s", self.destination, answer.text)
+
+    def _postpone(self, transaction_uid: str, why: str, wait_s: float) -> None:
+        with self.database.begin() as c:
+            self.outbox.not_asked(
+                c, self.destination.key, transaction_uid, not_before=time.time() + wait_s, status=why
+            )  # fmt: skip
+
+    def _report(self, report: CommitmentReport) -> int:
+        return record_report(self.database, self.outbox, report)
+
+
+def record_report(database: Database, outbox: Outbox, report: CommitmentReport) -> int:
+    """Record what a destination says that it keeps, wherever it said it; returns the status to answer with.
+
+    A report of a transaction that is not open (any more) changes nothing. It is a success all the same: to repeat it
+    would help nobody.
+    """
+    kept = [uid for _, uid in report.committed]
+    lost = [(uid, reason) for (_, uid), reason in report.failed]
+    with database.begin() as c:
+        known = outbox.answered(c, report.transaction_uid, kept, lost, now=time.time())
+    if not known:
+        log.warning("%s: a storage commitment report of no open transaction", report.peer.calling_aet)
+    return SUCCESS
+
+
+class Deliverer:
+    """The node's deliver stage: `start`, and `stop` at the end."""
+
+    def __init__(
+        self,
+        *,
+        destinations: Iterable[Destination],
+        root: Path,
+        database: Database,
+        outbox: Outbox,
+        calling_ae_title: str = CALLING_AE_TITLE,
+        patience: Patience = FOR_EVER,
+        timeout_s: float = TIMEOUT_S,
+        lease_s: float = LEASE_S,
+        ask_again_s: float = ASK_AGAIN_S,
+    ) -> None:
+        self._stop = threading.Event()
+        destinations = tuple(destinations)
+        self.senders = [
+            Sender(
+                destination=d, root=root, database=database, outbox=outbox, patience=patience, lease_s=lease_s,
+                stopping=self._stop.is_set, calling_ae_title=calling_ae_title, timeout_s=timeout_s,
+            )
+            for d in destinations
+        ]  # fmt: skip
+        self._committers = [
+            Committer(
+                destination=d, database=database, outbox=outbox, patience=patience, ask_again_s=ask_again_s,
+                calling_ae_title=calling_ae_title, timeout_s=timeout_s,
+            )
+            for d in destinations
+            if d.storage_commitment
+        ]  # fmt: skip
+        self._beat_s = lease_s / 3
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        for sender in self.senders:
+            self._run(f"send {sender.destination.key}", sender.step, sender.close)
+        for committer in self._committers:
+            self._run(f"commit {committer.destination.key}", committer.step)
+        if self.senders:
+            self._run("heartbeat", self._heartbeat)
+
+    def stop(self, timeout_s: float = TIMEOUT_S) -> bool:
+        """Let what is being sent come to its end, and hand back the rest. False: something still runs after the time.
+
+        What that one holds is free again when its lease ends.
+        """
+        self._stop.set()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self, name: str, step: Callable[[], float], close: Callable[[], None] = lambda: None) -> None:
+        thread = threading.Thread(target=self._loop, args=(step, close), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _loop(self, step: Callable[[], float], close: Callable[[], None]) -> None:
+        while not self._stop.is_set():
             try:
-                self._send_over_one_association(left)
-            except SendError as e:
-                attempt = 1 if len(left) < before else attempt + 1  # progress earns new patience
-                if attempt >= ATTEMPTS:
-                    self.dead = str(e)
-                else:
-                    time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-        while left:
-            self._record(left.popleft(), accepted=False, status=self.dead)
+                wait_s = step()
+            except Exception:  # the loop's edge: what is claimed comes back when its lease ends
+                log.exception("deliver: goes on in %.0f s", _AFTER_FAULT_S)
+                wait_s = _AFTER_FAULT_S
+            self._stop.wait(wait_s)
+        close()
 
-    def _send_over_one_association(self, left: deque[ResultObject]) -> None:
-        with StoreScu(self.destination) as scu:
-            while left:
-                accepted, status = scu.send(self.root / left[0].path)
-                self._record(left.popleft(), accepted=accepted, status=status)
+    def _heartbeat(self) -> float:
+        for sender in self.senders:
+            sender.heartbeat()
+        return self._beat_s
 
-    def _record(self, sent: ResultObject, *, accepted: bool, status: str) -> None:
-        with self.database.begin() as c:
-            self.queue.delivered(c, sent, str(self.destination), status, ok=accepted)
-        self.refused += not accepted
-        self.on_sent(1)
+
+def deliver_all(
+    destination: Destination,
+    *,
+    root: Path,
+    database: Database,
+    outbox: Outbox,
+    on_done: Callable[[int], None],
+    patience: Patience = ONE_RUN,
+) -> None:
+    """Send every result in the store that `destination` has not taken, until none waits. For the store's only user.
+
+    A refusal is final for this run, and so is the last of `patience.attempts` failures in a row: what is left then is
+    recorded as not delivered, and the next run tries again.
+    """
+    sender = Sender(
+        destination=destination, root=root, database=database, outbox=outbox, patience=patience, on_done=on_done
+    )
+    with database.begin() as c:
+        outbox.reopen(c, destination.key, now=time.time())
+        outbox.enqueue_all(c, destination.key, now=time.time())
+    try:
+        while not _dry(sender):
+            if patience.attempts and sender.breaker.failures >= patience.attempts:
+                _give_up(sender)
+            else:
+                time.sleep(sender.step())
+    finally:
+        sender.close()
+
+
+def _dry(sender: Sender) -> bool:
+    with sender.database.begin(shared=True) as c:
+        return not sender.outbox.waiting(c, sender.destination.key)
+
+
+def _give_up(sender: Sender) -> None:
+    with sender.database.begin() as c:
+        ended = sender.outbox.give_up(
+            c, sender.destination.key, now=time.time(), status=sender.breaker.why, limit=256
+        )  # fmt: skip
+    sender.on_done(ended)
+
+
+def _damage(path: Path, digest: str) -> str:
+    """What is wrong with the file since the node checked it; empty where nothing is."""
+    try:
+        found = sha256(path.read_bytes()).hexdigest()
+    except OSError as e:
+        return f"its file cannot be read: {e.strerror}"
+    return "" if found == digest else "its file was changed since it was made"

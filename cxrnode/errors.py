@@ -2,6 +2,7 @@
 
 CxrnodeError                 exit code 2: usage, configuration
 ├── ArchiveError             an archive that cannot be opened at all
+├── ConfigError              the configuration, or a file that it names, is wrong
 ├── ResultError              a result object that the node's own checker refused (never leaves the node)
 ├── StoreError               the database or the output folder is locked, foreign or broken
 └── StorageFullError         the disk is full; the work done so far is kept and can be resumed
@@ -22,6 +23,10 @@ class CxrnodeError(Exception):
 
 class ArchiveError(CxrnodeError):
     """An archive that was named on the command line cannot be opened."""
+
+
+class ConfigError(CxrnodeError):
+    """The configuration, or something it names (TLS material, an address to listen on), cannot be used."""
 
 
 class ResultError(CxrnodeError):

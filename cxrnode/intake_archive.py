@@ -30,9 +30,13 @@ def take_in(
     database: Database,
     queue: Queue,
     pool: Pool,
+    now: float,
     on_scanned: Callable[[int], None],
 ) -> None:
-    """Scan `archives` into the queue in archive order; items that an earlier run took in are passed over."""
+    """Scan `archives` into the queue in archive order; items that an earlier run took in are passed over.
+
+    now: seconds since 1970 that stand as the moment of receipt of each study.
+    """
     items = chain.from_iterable(iter_items(a, spool=spool, skip=out) for a in archives)
     pending: deque[tuple[list[Item], Task[list[NewItem]]]] = deque()
     while chunk := list(islice(items, _CHUNK)):
@@ -40,9 +44,9 @@ def take_in(
         if fresh:
             pending.append((fresh, pool.submit(scan, fresh)))
         if len(pending) >= _AHEAD:
-            _store(*pending.popleft(), database, queue, pool, on_scanned)
+            _store(*pending.popleft(), database, queue, pool, now, on_scanned)
     while pending:
-        _store(*pending.popleft(), database, queue, pool, on_scanned)
+        _store(*pending.popleft(), database, queue, pool, now, on_scanned)
 
 
 def _unknown(chunk: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
@@ -58,6 +62,7 @@ def _store(
     database: Database,
     queue: Queue,
     pool: Pool,
+    now: float,
     on_scanned: Callable[[int], None],
 ) -> None:
     try:
@@ -65,7 +70,7 @@ def _store(
     except WorkerCrashedError:
         scanned = [_scan_alone(item, pool) for item in chunk]
     with database.begin() as c:
-        queue.add(c, scanned)
+        queue.add(c, scanned, now=now)
     on_scanned(len(scanned))
 
 

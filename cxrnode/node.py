@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cxrnode import __version__
-from cxrnode.analyse import Analyser
+from cxrnode.analyse import AnalyseOptions, Analyser
 from cxrnode.archive import check_archive
-from cxrnode.deliver import deliver
+from cxrnode.deliver import deliver_all
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference, inference
 from cxrnode.intake_archive import take_in
@@ -26,8 +26,10 @@ from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
+from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Queue
 from cxrnode.store.spool import storage_errors, sweep_partial
+from cxrnode.store.studies import Studies
 from cxrnode.types import Destination
 from cxrnode.workers import Output
 from engines.bundle import Bundle, load_bundle
@@ -136,7 +138,7 @@ class BatchRun:
         engine = make_engine(self.options.engine, self.bundle, threads=self._inference_threads)
         with inference(engine) as active, _pool(self.options.workers) as pool:
             with self._timed("scan"):
-                self._take_in(pool, active)  # while the engine comes up
+                self._take_in(pool, active, started_at)  # while the engine comes up
             self.engine_name = active.wait()
             with self.database.begin() as c:
                 ledger.append(c, "engine_verified", actor=_ACTOR, engine=self.engine_name, bundle=self.bundle.digest)
@@ -148,7 +150,7 @@ class BatchRun:
             with self._timed("send"):
                 self._send(self.options.send)
 
-    def _take_in(self, pool: Pool, active: Inference) -> None:
+    def _take_in(self, pool: Pool, active: Inference, started_at: datetime) -> None:
         def on_scanned(n: int) -> None:
             active.check()
             self.progress.advance(n)
@@ -157,27 +159,33 @@ class BatchRun:
         out = self.options.out
         take_in(
             self.options.archives, out=out, spool=out / "spool", database=self.database, queue=self.queue, pool=pool,
-            on_scanned=on_scanned,
+            now=started_at.timestamp(), on_scanned=on_scanned,
         )  # fmt: skip
 
     def _analyse(self, active: Inference, pool: Pool, started_at: datetime) -> None:
+        studies = Studies(_ACTOR)
         with self.database.begin() as c:
+            self.queue.release_all(c)  # the folder's lock says that nobody else works here
+            studies.release_all(c)
             self.progress.phase("analysing", self.queue.count_waiting(c))
         context = ReportContext(
             bundle=self.bundle, engine=self.engine_name, analysed_at=started_at, software_version=__version__
         )
+        options = AnalyseOptions(
+            batch_size=self.options.batch_size, window=self.options.batch_size + 4 * self.options.workers
+        )
         Analyser(
-            database=self.database, queue=self.queue, pool=pool, inference=active, context=context,
-            output=Output(root=self.options.out), batch_size=self.options.batch_size,
-            window=self.options.batch_size + 4 * self.options.workers, on_done=self.progress.advance,
+            database=self.database, queue=self.queue, studies=studies, outbox=Outbox(_ACTOR), pool=pool,
+            inference=active, context=context, output=Output(root=self.options.out), options=options,
+            on_done=self.progress.advance,
             on_reported=lambda studies: self.results.append_studies(self.database, studies),
         ).run()  # fmt: skip
 
     def _send(self, destination: Destination) -> None:
         self.progress.phase(f"sending to {destination}", None)
-        deliver(
-            destination, root=self.options.out, database=self.database, queue=self.queue,
-            on_sent=self.progress.advance,
+        deliver_all(
+            destination, root=self.options.out, database=self.database, outbox=Outbox(_ACTOR),
+            on_done=self.progress.advance,
         )  # fmt: skip
 
     def _start(self) -> datetime:

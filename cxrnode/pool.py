@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -45,20 +47,53 @@ def start_server(preload: str) -> None:
 
 
 class Pool:
+    """Hands its workers one task each and one in reserve, so that what is urgent waits for no more than those."""
+
     def __init__(self, workers: int, *, preload: str) -> None:
         start_server(preload)
         self._workers = workers
         self._context = multiprocessing.get_context("forkserver")
+        self._lock = threading.RLock()
+        self._waiting: deque[Task[Any]] = deque()
+        self._running = 0
         self._executor = self._start(workers)
         self._executor.submit(_nothing)  # the workers start while the caller loads its engine
 
-    def submit(self, call: Callable[..., T], *args: Any) -> Task[T]:
-        try:
-            future = self._executor.submit(call, *args)
-        except BrokenProcessPool:
-            self._restart()
-            future = self._executor.submit(call, *args)
-        return Task(future=future, call=(call, args))
+    def submit(self, call: Callable[..., T], *args: Any, first: bool = False) -> Task[T]:
+        """Run `call(*args)` in a worker, before all that waits where it is to be `first`."""
+        task: Task[T] = Task(future=Future(), call=(call, args))
+        with self._lock:
+            if first:
+                self._waiting.appendleft(task)
+            else:
+                self._waiting.append(task)
+            self._hand_over()
+        return task
+
+    def _hand_over(self) -> None:
+        while self._waiting and self._running <= self._workers:
+            task = self._waiting.popleft()
+            self._running += 1
+            call, args = task.call
+            try:
+                inner = self._executor.submit(call, *args)
+            except BrokenProcessPool:
+                self._restart()
+                inner = self._executor.submit(call, *args)
+            inner.add_done_callback(partial(self._done, task))
+
+    def _done(self, task: Task[Any], inner: Future[Any]) -> None:
+        """On the executor's own thread."""
+        with self._lock:
+            self._running -= 1
+            if not inner.cancelled():
+                self._hand_over()
+        if inner.cancelled():
+            task.future.cancel()
+        elif error := inner.exception():
+            task.future.set_exception(error)
+        else:
+            task.future.set_result(inner.result())
 
     def result(self, task: Task[T]) -> T:
         """The task's result, or its exception. Raises WorkerCrashedError where the task itself kills workers.
@@ -72,6 +107,8 @@ class Pool:
 
     def close(self) -> None:
         """Forget what waits and let the workers finish what they do."""
+        with self._lock:
+            self._waiting.clear()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _run_alone(self, task: Task[T]) -> T:

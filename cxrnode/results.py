@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from cxrnode.store.database import Database
-from cxrnode.store.queue import REFUSED, REPORTED
+from cxrnode.store.outbox import REFUSED
+from cxrnode.store.queue import REPORTED
 from cxrnode.store.schema import delivery, instance, job, result
 from cxrnode.store.spool import open_atomic, storage_errors, write_atomic
 from cxrnode.types import Kind, Outcome, Reason, Rejection

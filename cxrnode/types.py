@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     DECODER_CRASHED = "decoder_crashed"
     INFERENCE_FAILED = "inference_failed"
     RESULT_INVALID = "result_invalid"
+    GAVE_UP = "gave_up"
     DUPLICATE = "duplicate"
     UID_CONFLICT = "uid_conflict"
 
@@ -81,19 +83,29 @@ _REASON_TEXT = {
     Reason.DECODER_CRASHED: "the decoder crashed on this file",
     Reason.INFERENCE_FAILED: "the engine failed on this image",
     Reason.RESULT_INVALID: "the result object failed the node's own checks",
+    Reason.GAVE_UP: "the analysis was begun several times and never came to its end",
     Reason.DUPLICATE: "the same instance with the same pixels was seen before",
     Reason.UID_CONFLICT: "analysed, but another file with this SOP Instance UID has other pixel data",
 }
 # a chest radiograph that should have had its result, or a file that may be one
 _FAILURES = {
     Reason.TRUNCATED, Reason.UNDECODABLE, Reason.UNREADABLE_FILE, Reason.DECODER_CRASHED,
-    Reason.INFERENCE_FAILED, Reason.RESULT_INVALID, Reason.MISSING_UID,
+    Reason.INFERENCE_FAILED, Reason.RESULT_INVALID, Reason.MISSING_UID, Reason.GAVE_UP,
 }  # fmt: skip
 # no study to report to, or nothing that a radiologist would look for in the study
 _UNREPORTED = {
     Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE_FILE,
     Reason.NESTED_ARCHIVE, Reason.DICOMDIR, Reason.DUPLICATE,
 }  # fmt: skip
+
+
+class JobState(StrEnum):
+    """Where an image stands; states only move forward, unless an operator has it analysed again."""
+
+    RECEIVED = "received"
+    CLAIMED = "claimed"  # by an analyse process, until its lease ends
+    ANALYSED = "analysed"  # or known not to be: the outcome says it; its study waits for its report
+    REPORTED = "reported"
 
 
 class Kind(StrEnum):
@@ -116,12 +128,23 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceHeader:
+    """What a sound header says of an instance: who it is, and what the results need of it."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    kept: bytes  # see cxrnode.dicom.header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewItem:
-    """A file that was seen: with the study it belongs to, or with why it is no candidate."""
+    """A file that was seen: with what its header says, or with why it is no candidate."""
 
     path: str
     location: dict[str, Any]
-    study_instance_uid: str | None = None
+    header: InstanceHeader | None = None
     rejection: Rejection | None = None
 
 
@@ -157,6 +180,16 @@ class ImageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image as the store holds it: a worker parses the header, not the process that owns the queue."""
+
+    kept_header: bytes
+    pixel_digest: str
+    prediction: Prediction | None = None
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultObject:
     """A result object that was validated and written."""
 
@@ -164,8 +197,30 @@ class ResultObject:
     sop_class_uid: str
     sop_instance_uid: str
     study_instance_uid: str
+    series_instance_uid: str
     path: Path
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A claimed study: what its report speaks of, in the order of arrival."""
+
+    study_instance_uid: str
+    images: tuple[StoredImage, ...]
+    last_received_at: float  # seconds since 1970, UTC
+    stat: bool
+    earlier: tuple[ResultObject, ...]  # its SRs so far, oldest first
+
+    @property
+    def received(self) -> datetime:
+        return datetime.fromtimestamp(self.last_received_at).astimezone()
+
+    def predecessor_of(self, sr_uid: str) -> ResultObject | None:
+        """The SR that this one takes the place of: of a repeat, the one before its first making."""
+        uids = [sr.sop_instance_uid for sr in self.earlier]
+        place = uids.index(sr_uid) if sr_uid in uids else len(uids)
+        return self.earlier[place - 1] if place else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +241,7 @@ class ReceivedInstance:
     study_instance_uid: str
     series_instance_uid: str
     transfer_syntax_uid: str
+    kept: bytes  # of the header, see cxrnode.dicom.header
     peer: Peer
     path: Path  # relative to the data folder
     sha256: str  # of the encoded data set, as it came
@@ -209,6 +265,14 @@ class Destination:
     ae_title: str
     host: str
     port: int
+    name: str = ""  # in the configuration
+    storage_commitment: bool = False
+    tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Its name in the store."""
+        return self.name or str(self)
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"

@@ -17,7 +17,7 @@ import numpy as np
 from pydicom import Dataset
 
 from cxrnode.archive import Item, is_nested, open_item, read_item
-from cxrnode.dicom.header import header_from_bytes, header_to_bytes, report_header
+from cxrnode.dicom.header import image_result, instance_header
 from cxrnode.dicom.pixels import load_grey
 from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
@@ -34,11 +34,12 @@ from cxrnode.types import (
     ImageResult,
     Kind,
     NewItem,
-    Prediction,
     PreparedImage,
     Reason,
     Rejection,
     ResultObject,
+    StoredImage,
+    Study,
 )
 from engines.bundle import InputShape
 from engines.preprocess import prepare
@@ -52,11 +53,8 @@ _MAGIC = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """An item that was read: who it is, and its picture, or why there is none."""
+    """An item that was read: its picture, or why there is none."""
 
-    header: bytes | None = None
-    series_instance_uid: str | None = None
-    sop_instance_uid: str | None = None
     pixel_digest: str | None = None
     image: PreparedImage | None = None
     rejection: Rejection | None = None
@@ -78,7 +76,7 @@ def _scan_one(item: Item) -> NewItem:
             header = read_header(f)
     except Rejected as e:
         return NewItem(path=item.path, location=item.location(), rejection=e.rejection)
-    return NewItem(path=item.path, location=item.location(), study_instance_uid=str(header.StudyInstanceUID))
+    return NewItem(path=item.path, location=item.location(), header=instance_header(header))
 
 
 def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
@@ -91,31 +89,22 @@ def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
         ds = read_instance(raw)
     except Rejected as e:
         return _unreadable(raw, e.rejection)
-    identity = _identity(ds, pixel_digest(ds))
+    digest = pixel_digest(ds)
     if rejection := select(ds):
-        return Decoded(**identity, rejection=rejection)
+        return Decoded(pixel_digest=digest, rejection=rejection)
     try:
-        return Decoded(**identity, image=_picture(ds, shape))
+        return Decoded(pixel_digest=digest, image=_picture(ds, shape))
     except Rejected as e:
-        return Decoded(**identity, rejection=e.rejection)
+        return Decoded(pixel_digest=digest, rejection=e.rejection)
 
 
 def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
-    """A file whose header is sound and whose pixels are not still belongs to a study, whose report must say so."""
+    """A file whose header is sound and whose pixels are not: what its header rules out needs no pixels."""
     try:
         ds = read_header(BytesIO(raw))
     except Rejected:
         return Decoded(rejection=rejection)
-    return Decoded(**_identity(ds, sha256(raw).hexdigest()), rejection=select(ds) or rejection)
-
-
-def _identity(ds: Dataset, digest: str) -> dict[str, Any]:
-    return {
-        "header": header_to_bytes(report_header(ds)),
-        "series_instance_uid": str(ds.SeriesInstanceUID),
-        "sop_instance_uid": str(ds.SOPInstanceUID),
-        "pixel_digest": digest,
-    }
+    return Decoded(pixel_digest=sha256(raw).hexdigest(), rejection=select(ds) or rejection)
 
 
 def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
@@ -143,23 +132,18 @@ class Output:
 
 
 def make_capture(
-    output: Output,
-    context: ReportContext,
-    decoded: Decoded,
-    preview: ByteArray,
-    cam: FloatArray,
-    said: Prediction,
+    output: Output, context: ReportContext, image: StoredImage, preview: ByteArray, cam: FloatArray
 ) -> ResultObject:
     """Build, check and write the Grad-CAM capture of one image. Raises ResultError, StorageFullError."""
-    assert decoded.header is not None  # noqa: S101 (an image always has its header)
-    assert decoded.pixel_digest is not None  # noqa: S101
-    image = ImageResult(source=header_from_bytes(decoded.header), pixel_digest=decoded.pixel_digest, prediction=said)
-    return _write(output, Kind.CAPTURE, build_capture(image, preview, cam, context), [image])
+    shown = image_result(image)
+    return _write(output, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
 
 
-def make_sr(output: Output, context: ReportContext, images: Sequence[ImageResult]) -> ResultObject:
+def make_sr(output: Output, context: ReportContext, study: Study) -> ResultObject:
     """Build, check and write the one SR of a study. Raises ResultError, StorageFullError."""
-    return _write(output, Kind.SR, build_sr(images, context), images)
+    images = [image_result(image) for image in study.images]
+    predecessor = study.predecessor_of(context.sr_uid(images))
+    return _write(output, Kind.SR, build_sr(images, context, predecessor), images)
 
 
 def _write(output: Output, kind: Kind, ds: Dataset, images: Sequence[ImageResult]) -> ResultObject:
@@ -177,6 +161,7 @@ def _write(output: Output, kind: Kind, ds: Dataset, images: Sequence[ImageResult
         sop_class_uid=str(ds.SOPClassUID),
         sop_instance_uid=uid,
         study_instance_uid=study,
+        series_instance_uid=str(ds.SeriesInstanceUID),
         path=path.relative_to(output.root),
         sha256=sha256(data).hexdigest(),
     )

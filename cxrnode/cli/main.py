@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cxrnode import __version__
-from cxrnode.cli import models, run_batch
+from cxrnode.cli import config, models, queue, run_batch, serve
 from cxrnode.errors import CxrnodeError
 from engines.base import EngineError
 
@@ -20,7 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run-batch")(run_batch.run_batch)
+app.command("serve")(serve.serve)
+app.add_typer(queue.app, name="queue")
 app.add_typer(models.app, name="models")
+app.add_typer(config.app, name="config")
 
 
 def _print_version(wanted: bool) -> None:

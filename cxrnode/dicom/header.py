@@ -10,6 +10,7 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
 from cxrnode.dicom.read import tolerant
+from cxrnode.types import ImageResult, InstanceHeader, StoredImage
 
 # patient, study, series and image references (PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.12.1, C.7.6.1) and the request
 KEPT = frozenset({
@@ -26,6 +27,17 @@ KEPT = frozenset({
     "ContentTime", "Rows", "Columns", "PhotometricInterpretation", "Manufacturer", "ManufacturerModelName",
     "NumberOfFrames", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
 })  # fmt: skip
+
+
+def instance_header(ds: Dataset) -> InstanceHeader:
+    """What the store keeps of a data set that `read_header` or `read_instance` gave: its four UIDs are valid."""
+    return InstanceHeader(
+        study_instance_uid=str(ds.StudyInstanceUID),
+        series_instance_uid=str(ds.SeriesInstanceUID),
+        sop_instance_uid=str(ds.SOPInstanceUID),
+        sop_class_uid=str(ds.SOPClassUID),
+        kept=header_to_bytes(report_header(ds)),
+    )
 
 
 def report_header(ds: Dataset) -> Dataset:
@@ -48,3 +60,12 @@ def header_to_bytes(header: Dataset) -> bytes:
 def header_from_bytes(raw: bytes) -> Dataset:
     with tolerant():
         return read_dataset(BytesIO(raw), is_implicit_VR=False, is_little_endian=True)
+
+
+def image_result(image: StoredImage) -> ImageResult:
+    return ImageResult(
+        source=header_from_bytes(image.kept_header),
+        pixel_digest=image.pixel_digest,
+        prediction=image.prediction,
+        rejection=image.rejection,
+    )

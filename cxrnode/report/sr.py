@@ -25,7 +25,7 @@ from cxrnode.report.content import (
 )
 from cxrnode.report.context import ReportContext, finding_of, finding_word, state_of
 from cxrnode.report.source import Header, ascii_text
-from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection
+from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection, ResultObject
 from engines.bundle import MODEL, Bundle, Code
 
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -67,10 +67,11 @@ NONE_SUCCEEDED = dcm("111245", "No algorithms succeeded; without findings")
 _NO_CHEST_X_RAY = {Reason.WRONG_MODALITY, Reason.WRONG_BODY_PART}
 
 
-def build_sr(images: Sequence[ImageResult], context: ReportContext) -> Dataset:
+def build_sr(images: Sequence[ImageResult], context: ReportContext, predecessor: ResultObject | None = None) -> Dataset:
     """The study's report on all `images`, analysed or not, without file meta (see `encode`).
 
-    Raises ResultError where the images belong to several studies or lack a UID; never for a dirty header.
+    `predecessor`: the SR on fewer images of the study that this one takes the place of. Raises ResultError where the
+    images belong to several studies or lack a UID; never for a dirty header.
     """
     check_images(images)
     ordered = reading_order(images)
@@ -80,6 +81,8 @@ def build_sr(images: Sequence[ImageResult], context: ReportContext) -> Dataset:
     )
     set_frame_of_reference(ds, ordered)
     _set_document(ds, ordered, lead)
+    if predecessor:
+        ds.PredecessorDocumentsSequence = [_predecessor(predecessor)]
     procedure = procedure_of(ordered)
     _set_content(ds, ordered, context, procedure)
     return finish(ds, lead, [procedure, *(label.code for label in context.bundle.labels)])
@@ -173,6 +176,17 @@ def _evidence(ordered: Sequence[ImageResult]) -> Dataset:
         item.SeriesInstanceUID = uid
         item.ReferencedSOPSequence = [sop_reference(sop_class, sop) for sop, sop_class in instances.items()]
         study.ReferencedSeriesSequence.append(item)
+    return study
+
+
+def _predecessor(sr: ResultObject) -> Dataset:
+    """One item of the Predecessor Documents Sequence (PS3.3 table C.17-2): Hierarchical SOP Instance Reference."""
+    series = Dataset()
+    series.SeriesInstanceUID = sr.series_instance_uid
+    series.ReferencedSOPSequence = [sop_reference(sr.sop_class_uid, sr.sop_instance_uid)]
+    study = Dataset()
+    study.StudyInstanceUID = sr.study_instance_uid
+    study.ReferencedSeriesSequence = [series]
     return study
 
 

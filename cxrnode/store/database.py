@@ -1,4 +1,4 @@
-"""Opening the database: SQLite in WAL mode, durable commits, clear errors."""
+"""Opening the database: a SQLite file or PostgreSQL, brought to today's schema; durable commits, clear errors."""
 
 from __future__ import annotations
 
@@ -7,71 +7,139 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from cxrnode.errors import StorageFullError, StoreError
-from cxrnode.store.schema import APPEND_ONLY, SCHEMA_VERSION, metadata
+from cxrnode.store import ledger
+from cxrnode.store.schema import REVISION, alembic_version, metadata
 
-_BUSY_TIMEOUT_MS = 5_000
+_EXAMPLE = "postgresql+psycopg://user:password@host:5432/cxrnode"
+_SQLITE = (
+    "busy_timeout=5000",  # ms
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+)
+# A transaction of ours takes milliseconds. One whose process hangs is ended before those that wait for it give up.
+_POSTGRESQL = (
+    "synchronous_commit = on",  # whatever the server's default: committed is on disk
+    "statement_timeout = '60s'",
+    "lock_timeout = '30s'",
+    "idle_in_transaction_session_timeout = '20s'",
+)
+_CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}  # s, s, ms
+_DISK_FULL = "53100"  # SQLSTATE, PostgreSQL appendix A
+_FIRST_VERSION = 1  # PRAGMA user_version of cxrnode 0.1.0, which knew no alembic_version
 
 
 class Database:
-    """One SQLite file. `begin()` is the only way to write: one transaction, committed or rolled back whole."""
+    """A SQLite file (a Path) or a PostgreSQL database (a URL). Opening it makes or migrates its tables.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._engine = _engine(path)
-        with self._errors():
-            self._create_or_check()
+    `begin()` is the only way to write: one transaction, committed or rolled back whole, one writer at a time on both.
+    Raises StoreError where the database cannot be used, StorageFullError where its disk is full.
+    """
+
+    def __init__(self, where: Path | str) -> None:
+        if isinstance(where, Path):
+            self.name, self._mend = str(where), "Is it ours, readable and writable?"
+            self._engine = _sqlite(where)
+        else:
+            url = _postgresql_url(where)
+            self.name = f"{url.database} on {url.host or 'this host'}"
+            self._mend = "Is the server up, and may this user make and write tables there?"
+            self._engine = _postgresql(url)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        with self._errors(), self._engine.begin() as connection:
-            yield connection
+    def begin(self, *, shared: bool = False) -> Iterator[Connection]:
+        """One transaction. `shared` lets PostgreSQL run others beside it: to read, or to claim with SKIP LOCKED.
+
+        What appends to the ledger begins alone: the ledger is one chain, and a transaction that came to it with rows
+        in hand would deadlock with the one before it that wants these rows.
+        """
+        with self._errors(), self._engine.begin() as c:
+            if not shared:
+                ledger.lock(c)
+            yield c
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _create_or_check(self) -> None:
-        with self._engine.begin() as c:
-            found = int(c.execute(text("PRAGMA user_version")).scalar_one())
-            if found == 0 and not c.execute(text("SELECT count(*) FROM sqlite_master")).scalar_one():
-                metadata.create_all(c)
-                for trigger in APPEND_ONLY:
-                    c.execute(text(trigger))
-                c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
-            elif found != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path} has schema version {found}, this cxrnode wants {SCHEMA_VERSION}: use the cxrnode "
-                    "that made it, or another folder"
-                )
+    def _open(self) -> None:
+        with self.begin() as c:  # alone: of several processes that open it at once, one makes the tables
+            tables = set(inspect(c).get_table_names())
+            if not tables:
+                metadata.create_all(c, checkfirst=False)
+                c.execute(insert(alembic_version).values(version_num=REVISION))
+            elif (found := self._revision(c, tables)) != REVISION:
+                self._migrate(c, found)
+            else:
+                return
+            if c.dialect.name == "sqlite":  # for 0.1.0, which looks at nothing else: so it refuses
+                c.execute(text(f"PRAGMA user_version = {_FIRST_VERSION + 1}"))
+
+    def _revision(self, c: Connection, tables: set[str]) -> str | None:
+        if alembic_version.name in tables:
+            return c.execute(select(alembic_version.c.version_num)).scalars().first()
+        if c.dialect.name == "sqlite" and "ledger" in tables and _user_version(c) == _FIRST_VERSION:
+            alembic_version.create(c)
+            c.execute(insert(alembic_version).values(version_num="0001"))
+            return "0001"
+        raise StoreError(f"{self.name} holds tables that are not ours: give cxrnode an empty database of its own")
+
+    def _migrate(self, c: Connection, found: str | None) -> None:
+        from alembic.util import CommandError  # noqa: PLC0415 (costs a quarter of a second, and is seldom needed)
+
+        from cxrnode.store.migrations import upgrade  # noqa: PLC0415
+
+        if c.dialect.name == "postgresql":
+            c.execute(text("SET LOCAL statement_timeout = 0"))
+        try:
+            upgrade(c)
+        except CommandError as e:
+            raise StoreError(
+                f"{self.name} has schema revision {found}, this cxrnode knows those up to {REVISION}: use the cxrnode "
+                "that made it, or another database"
+            ) from e
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except DatabaseError as e:
-            why = str(e.orig)
-            if "full" in why or "disk I/O" in why:
+        except DBAPIError as e:
+            why = _why(e)
+            if _is_full(e):
                 raise StorageFullError(
-                    f"cannot write {self.path} ({why}): free some space, then run the same command again to go on"
+                    f"cannot write {self.name} ({why}): free some space, then run the same command again to go on"
                 ) from e
-            raise StoreError(f"cannot use the database {self.path}: {why}. Is it ours, readable and writable?") from e
+            raise StoreError(f"cannot use the database {self.name} ({why}). {self._mend}") from e
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}")
+def _postgresql_url(where: str) -> URL:
+    try:
+        url = make_url(where)
+    except (ArgumentError, ValueError):  # may quote a part of the password
+        url = None
+    if url is None or url.drivername != "postgresql+psycopg" or not url.database:
+        raise StoreError(
+            f"cxrnode cannot use the database's URL: write {_EXAMPLE}, with %XX for what is special in the password "
+            "(%40 for @)"
+        )
+    return url
+
+
+def _sqlite(path: Path) -> Engine:
+    engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi: Any, _record: Any) -> None:
         dbapi.isolation_level = None  # SQLAlchemy's own BEGIN below, so that DDL is transactional too
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            f"busy_timeout={_BUSY_TIMEOUT_MS}",
-        ):
+        for pragma in _SQLITE:
             dbapi.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -79,3 +147,35 @@ def _engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        engine = create_engine(
+            url, isolation_level="READ COMMITTED", connect_args=_CONNECT, pool_pre_ping=True, hide_parameters=True
+        )
+    except ModuleNotFoundError as e:
+        raise StoreError(f"PostgreSQL needs {e.name}: pip install 'cxrnode[postgres]'") from e
+
+    @event.listens_for(engine, "connect")
+    def _configure(dbapi: Any, _record: Any) -> None:
+        for setting in _POSTGRESQL:
+            dbapi.execute(f"SET {setting}")
+        dbapi.commit()
+
+    return engine
+
+
+def _user_version(c: Connection) -> int:
+    return int(c.execute(text("PRAGMA user_version")).scalar_one())
+
+
+def _why(e: DBAPIError) -> str:
+    """The database's own words, without PostgreSQL's DETAIL, which quotes values."""
+    diagnosis = getattr(e.orig, "diag", None)
+    return " ".join(str((diagnosis and diagnosis.message_primary) or e.orig).split())
+
+
+def _is_full(e: DBAPIError) -> bool:
+    sqlite = getattr(e.orig, "sqlite_errorname", "")
+    return sqlite.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(e.orig, "sqlstate", None) == _DISK_FULL

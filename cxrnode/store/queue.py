@@ -1,94 +1,121 @@
-"""The queue: what was received, what came of it, and which studies are ready to be reported.
+"""The queue: what was received and what came of it.
 
-States only move forward (received -> analysed -> reported), each step in one transaction with its ledger record, so
-a run that was killed at any moment goes on from what is committed here.
+States only move forward (received -> claimed -> analysed -> reported), each step in one transaction with its ledger
+record, so that work that was killed at any moment goes on from what is committed here. A claim is a lease: it ends by
+its time, not by its owner's death, and whoever lost it can no longer write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, update
 
-from cxrnode.dicom.header import header_from_bytes
 from cxrnode.store import ledger
-from cxrnode.store.schema import delivery, instance, job, result, settings
-from cxrnode.types import ImageResult, Kind, NewItem, Outcome, Prediction, Reason, Rejection, ResultObject
+from cxrnode.store.objects import add_result
+from cxrnode.store.schema import instance, job, settings, study
+from cxrnode.store.upsert import upsert
+from cxrnode.types import (
+    JobState,
+    NewItem,
+    Outcome,
+    Prediction,
+    Reason,
+    Receipt,
+    ReceivedInstance,
+    Rejection,
+    ResultObject,
+)
 
-RECEIVED, ANALYSED, REPORTED = "received", "analysed", "reported"
-PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"  # deliveries
+RECEIVED, CLAIMED, ANALYSED, REPORTED = (state.value for state in JobState)
+STAT, ROUTINE = 0, 1
+ENGINE = "engine"  # setting: what the analyse stage verified last
+MAX_ATTEMPTS = 5  # claims that may end without a finding: each was a killed process or a lost lease
+_SUSPECT = 3  # after so many an image is analysed alone, so that it can kill nobody's attempt but its own
+_ROUTINE_SHARE = 4  # one in so many of a claim is routine, however many STAT images wait
 
 # What runs once an image is built once: composing a statement costs more than running it.
 _INSERT_INSTANCE = insert(instance)
 _INSERT_JOB = insert(job)
+_INSERT_STUDY = upsert(study)
+_TOUCH_STUDY = _INSERT_STUDY.on_conflict_do_update(
+    index_elements=["study_instance_uid"], set_={"last_received_at": _INSERT_STUDY.excluded.last_received_at}
+)
 _TWINS = (
     select(instance.c.pixel_digest, instance.c.path)
     .join(job, job.c.id == instance.c.id)
-    .where(instance.c.sop_instance_uid == bindparam("uid"), job.c.outcome != Outcome.DUPLICATE.value)
-)
-_IDENTIFY = (
-    update(instance)
-    .where(instance.c.id == bindparam("job_id"))
-    .values({k: bindparam(k) for k in ("series_instance_uid", "sop_instance_uid", "pixel_digest", "header")})
-)
-_FINISH = (
-    update(job)
-    .where(job.c.id == bindparam("job_id"))
-    .values(
-        {
-            k: bindparam(k)
-            for k in ("state", "outcome", "reason", "detail", "class_index", "probabilities", "cam_max", "engine")
-        }
+    .where(
+        instance.c.sop_instance_uid == bindparam("uid"),
+        instance.c.pixel_digest.is_not(None),
+        job.c.outcome != Outcome.DUPLICATE.value,
     )
 )
-_STUDY_IMAGES = (
-    select(instance, job)
-    .join(job, job.c.id == instance.c.id)
-    .where(job.c.study_instance_uid == bindparam("study"), instance.c.header.is_not(None))
-    .order_by(job.c.id)
-)
-_CLOSE_STUDY = (
-    update(job).where(job.c.study_instance_uid == bindparam("study"), job.c.state == ANALYSED).values(state=REPORTED)
-)
-_INSERT_RESULT = upsert(result)
-_ADD_RESULT = _INSERT_RESULT.on_conflict_do_update(
-    index_elements=["sop_instance_uid"],
-    set_={
-        k: _INSERT_RESULT.excluded[k]
-        for k in ("kind", "study_instance_uid", "instance_id", "sop_class_uid", "path", "sha256")
-    },
+_SAME_UID = select(instance.c.path, instance.c.sha256).where(instance.c.sop_instance_uid == bindparam("uid"))
+_DIGEST = update(instance).where(instance.c.id == bindparam("job_id")).values(pixel_digest=bindparam("pixel_digest"))
+_WRITTEN = ("state", "outcome", "reason", "detail", "class_index", "probabilities", "cam_max", "engine")
+_FINISH = (
+    update(job)
+    .where(job.c.id == bindparam("job_id"), job.c.lease_owner == bindparam("owner"), job.c.state == CLAIMED)
+    .values({k: bindparam(k) for k in _WRITTEN} | {"lease_owner": None, "lease_until": None})
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingJob:
+class Job:
+    """A claimed image: where it lies, what its header says, and how urgent it is."""
+
     id: int
     path: str
     location: dict[str, Any]
     study_instance_uid: str
+    sop_instance_uid: str
+    header: bytes
+    received_at: float | None
+    priority: int
+    attempts: int  # this one included
+
+    @property
+    def alone(self) -> bool:
+        return self.attempts > _SUSPECT
+
+    @property
+    def stat(self) -> bool:
+        return self.priority == STAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What came of one job: a prediction with its capture, or a rejection; `note` flags an analysed image."""
 
-    job: WaitingJob
-    header: bytes | None
-    series_instance_uid: str | None
-    sop_instance_uid: str | None
-    pixel_digest: str | None
+    job: Job
+    pixel_digest: str | None = None
     prediction: Prediction | None = None
-    capture: ResultObject | None = None
     rejection: Rejection | None = None
+    capture: ResultObject | None = None
     note: Rejection | None = None
 
     @property
     def outcome(self) -> Outcome:
         return self.rejection.reason.outcome if self.rejection else Outcome.ANALYSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who claims, and until when. Times are seconds since 1970, UTC."""
+
+    owner: str
+    now: float
+    seconds: float
+
+    @property
+    def until(self) -> float:
+        return self.now + self.seconds
+
+    def ended(self, until: Column[Any]) -> ColumnElement[bool]:
+        """Past, or so far ahead that the clock must have been set back since."""
+        return (until < self.now) | (until > self.now + 2 * self.seconds)
 
 
 class Queue:
@@ -97,114 +124,143 @@ class Queue:
     def __init__(self, actor: str) -> None:
         self._actor = actor
 
+    # -- in
+
     def known_paths(self, c: Connection, paths: Sequence[str]) -> set[str]:
         return set(c.execute(select(instance.c.path).where(instance.c.path.in_(paths))).scalars())
 
-    def add(self, c: Connection, items: Iterable[NewItem]) -> None:
+    def add(self, c: Connection, items: Iterable[NewItem], *, now: float) -> None:
         """Take items in, in archive order. One with a rejection is at its end state at once: no study to report to."""
         for item in items:
-            study = {"study_instance_uid": item.study_instance_uid}
-            added = c.execute(_INSERT_INSTANCE, {"path": item.path, "location": item.location, **study})
-            state = {"state": REPORTED if item.rejection else RECEIVED, **_rejection_columns(item.rejection)}
-            c.execute(_INSERT_JOB, {"id": added.inserted_primary_key[0], **study, **state})  # type: ignore[index]
+            row: dict[str, Any] = {"path": item.path, "location": item.location}
+            if item.header:
+                row |= _header_columns(item.header)
+                c.execute(_TOUCH_STUDY, {"study_instance_uid": row["study_instance_uid"], "last_received_at": now})
+            state = {"state": REPORTED if item.rejection else RECEIVED, **rejection_columns(item.rejection)}
+            self._insert(c, row, state)
             if item.rejection:
                 self._audit_outcome(c, item.path, None, item.rejection.reason.outcome, item.rejection)
 
-    def waiting(self, c: Connection, *, after: int, limit: int) -> list[WaitingJob]:
-        """The next jobs in archive order."""
+    def receive(self, c: Connection, received: Sequence[ReceivedInstance]) -> list[Receipt]:
+        """Take in instances that lie safe in the spool; committed with this transaction, they may be acknowledged."""
+        return [self._receive_one(c, r) for r in received]
+
+    def _receive_one(self, c: Connection, r: ReceivedInstance) -> Receipt:
+        same = {row.sha256: row.path for row in c.execute(_SAME_UID, {"uid": r.sop_instance_uid})}
+        receipt = Receipt.DUPLICATE if r.sha256 in same else Receipt.CONFLICT if same else Receipt.NEW
+        ledger.append(
+            c, "received", actor=self._actor, study_instance_uid=r.study_instance_uid,
+            sop_instance_uid=r.sop_instance_uid, sha256=r.sha256, size_bytes=r.size_bytes, receipt=receipt.value,
+            calling_aet=r.peer.calling_aet, called_aet=r.peer.called_aet, host=r.peer.host,
+        )  # fmt: skip
+        if receipt is Receipt.DUPLICATE:
+            return receipt
+        study_uid = r.study_instance_uid
+        row = {
+            "path": r.path.as_posix(),
+            "location": {"container": r.path.as_posix(), "kind": "file", "offset": 0},
+            **_header_columns(r),
+            "transfer_syntax_uid": r.transfer_syntax_uid,
+            "sha256": r.sha256,
+            "size_bytes": r.size_bytes,
+            "calling_aet": r.peer.calling_aet,
+            "called_aet": r.peer.called_aet,
+            "host": r.peer.host,
+            "received_at": r.received_at,
+        }
+        self._insert(c, row, {"state": RECEIVED, "priority": STAT if r.stat else ROUTINE})
+        c.execute(_TOUCH_STUDY, {"study_instance_uid": study_uid, "last_received_at": r.received_at})
+        return receipt
+
+    def _insert(self, c: Connection, row: dict[str, Any], state: dict[str, Any]) -> None:
+        row_id = c.execute(_INSERT_INSTANCE, row).inserted_primary_key[0]  # type: ignore[index]
+        c.execute(_INSERT_JOB, {"id": row_id, "study_instance_uid": row.get("study_instance_uid"), **state})
+
+    # -- claims
+
+    def claim(self, c: Connection, lease: Lease, *, limit: int, idle: bool) -> list[Job]:
+        """The next images, the caller's until the lease ends: what a lost lease left, STAT before routine, in order.
+
+        A quarter is kept for routine images, so that a stream of STAT ones never starves them. An image whose claims
+        ended in silence before goes alone, to a caller that is `idle`; one that is not gets nothing until it is.
+        """
+        lost = _lost(lease)
+        if suspect := self._due(c, lost & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1), 1):
+            return self._take(c, lease, suspect) if idle else []
+        ids = self._due(c, lost & (job.c.attempts < _SUSPECT), limit)
+        ready = (job.c.state == RECEIVED) & (job.c.not_before <= lease.now)
+        stat = self._due(c, ready & (job.c.priority == STAT), limit - len(ids))
+        routine = self._due(c, ready & (job.c.priority == ROUTINE), limit - len(ids))
+        room = limit - len(ids) - min(len(routine), limit // _ROUTINE_SHARE)
+        ids = (ids + stat[: max(0, room)] + routine)[:limit]
+        return self._take(c, lease, ids)
+
+    def _take(self, c: Connection, lease: Lease, ids: Sequence[int]) -> list[Job]:
+        if not ids:
+            return []
+        claimed = {"state": CLAIMED, "lease_owner": lease.owner, "lease_until": lease.until}
+        c.execute(update(job).where(job.c.id.in_(ids)).values(attempts=job.c.attempts + 1, **claimed))
+        columns = (instance.c[k] for k in ("id", "path", "location", "sop_instance_uid", "header", "received_at"))
         query = (
-            select(instance.c.id, instance.c.path, instance.c.location, instance.c.study_instance_uid)
+            select(*columns, job.c.study_instance_uid, job.c.priority, job.c.attempts)
             .join(job, job.c.id == instance.c.id)
-            .where(job.c.state == RECEIVED, job.c.id > after)
-            .order_by(job.c.id)
-            .limit(limit)
+            .where(instance.c.id.in_(ids))
+            .order_by(job.c.priority, job.c.id)
         )
-        return [WaitingJob(**row) for row in c.execute(query).mappings()]
+        return [Job(**row) for row in c.execute(query).mappings()]
+
+    def _due(self, c: Connection, condition: ColumnElement[bool], limit: int) -> list[int]:
+        query = select(job.c.id).where(condition).order_by(job.c.id).limit(limit).with_for_update(skip_locked=True)
+        return list(c.execute(query).scalars())
+
+    def give_up(self, c: Connection, lease: Lease) -> None:
+        """An image whose analysis never came to its end is a dead letter: failed, and its study's report says so."""
+        for job_id in self._due(c, _lost(lease) & (job.c.attempts >= MAX_ATTEMPTS), MAX_ATTEMPTS):
+            self._bury(c, job_id, Rejection(reason=Reason.GAVE_UP, detail=f"{MAX_ATTEMPTS} attempts"))
+
+    def heartbeat(self, c: Connection, lease: Lease) -> None:
+        mine = (job.c.state == CLAIMED) & (job.c.lease_owner == lease.owner)
+        c.execute(update(job).where(mine).values(lease_until=lease.until))
+
+    def release_all(self, c: Connection) -> None:
+        """Free every claim. Only where the caller knows that nobody else works on this store."""
+        free = {"state": RECEIVED, "lease_owner": None, "lease_until": None, "attempts": 0}
+        c.execute(update(job).where(job.c.state == CLAIMED).values(**free))
 
     def count_waiting(self, c: Connection) -> int:
-        return int(c.execute(select(func.count()).where(job.c.state == RECEIVED)).scalar_one())
+        return int(c.execute(select(func.count()).where(job.c.state.in_((RECEIVED, CLAIMED)))).scalar_one())
+
+    # -- out
 
     def twins(self, c: Connection, sop_instance_uid: str) -> dict[str, str]:
         """Pixel digest -> path of every finished file with this SOP Instance UID that is no duplicate itself."""
         return {row.pixel_digest: row.path for row in c.execute(_TWINS, {"uid": sop_instance_uid})}
 
-    def finish(self, c: Connection, finding: Finding) -> None:
-        """received -> analysed, with the identity, the outcome, the capture and the ledger record."""
+    def finish(self, c: Connection, finding: Finding, *, owner: str) -> bool:
+        """claimed -> analysed, with the outcome, the capture and the ledger record. False: the lease was lost."""
         p = finding.prediction
-        identity = {
-            "series_instance_uid": finding.series_instance_uid,
-            "sop_instance_uid": finding.sop_instance_uid,
-            "pixel_digest": finding.pixel_digest,
-            "header": finding.header,
-        }
-        c.execute(_IDENTIFY, {"job_id": finding.job.id, **identity})
         columns = {
+            "state": ANALYSED,
             "reason": None,
             "detail": None,
-            **_rejection_columns(finding.rejection or finding.note),
+            **rejection_columns(finding.rejection or finding.note),
             "outcome": finding.outcome.value,
             "class_index": p.class_index if p else None,
             "probabilities": list(p.probabilities) if p else None,
             "cam_max": p.cam_max if p else None,
             "engine": p.engine if p else None,
         }
-        c.execute(_FINISH, {"job_id": finding.job.id, "state": ANALYSED, **columns})
+        if c.execute(_FINISH, {"job_id": finding.job.id, "owner": owner, **columns}).rowcount == 0:
+            return False
+        c.execute(_DIGEST, {"job_id": finding.job.id, "pixel_digest": finding.pixel_digest})
         if finding.capture:
-            self._add_result(c, finding.capture, finding.job.id)
+            add_result(c, finding.capture, actor=self._actor, instance_id=finding.job.id)
         self._audit_outcome(
             c, finding.job.path, finding.job.study_instance_uid, finding.outcome, finding.rejection or finding.note,
-            sop_instance_uid=finding.sop_instance_uid, pixel_digest=finding.pixel_digest,
+            sop_instance_uid=finding.job.sop_instance_uid, pixel_digest=finding.pixel_digest,
             probabilities=list(p.probabilities) if p else None, engine=p.engine if p else None,
         )  # fmt: skip
-
-    def reportable_studies(self, c: Connection) -> list[str]:
-        """Studies with something to report and nothing left to analyse."""
-        other = job.alias()
-        still_open = select(other.c.id).where(
-            other.c.study_instance_uid == job.c.study_instance_uid, other.c.state == RECEIVED
-        )
-        query = select(job.c.study_instance_uid).distinct().where(job.c.state == ANALYSED, ~still_open.exists())
-        return list(c.execute(query.order_by(job.c.study_instance_uid)).scalars())
-
-    def study_images(self, c: Connection, study_instance_uid: str) -> list[ImageResult]:
-        """What the study's report speaks of, in archive order: analysed, or not with a reason."""
-        images = (_image_result(row) for row in c.execute(_STUDY_IMAGES, {"study": study_instance_uid}))
-        return [i for i in images if i.rejection is None or i.rejection.reason.in_report]
-
-    def study_reported(self, c: Connection, study_instance_uid: str, sr: ResultObject | None) -> None:
-        """analysed -> reported for every job of the study, with its SR (None where nothing was to be reported)."""
-        if sr:
-            self._add_result(c, sr, None)
-        self._close_study(c, study_instance_uid)
-
-    def study_failed(self, c: Connection, study_instance_uid: str, rejection: Rejection) -> None:
-        """The study's SR could not be made: what was to be in it has failed."""
-        values = {"outcome": Outcome.FAILED.value, **_rejection_columns(rejection)}
-        c.execute(
-            update(job)
-            .where(job.c.study_instance_uid == study_instance_uid, job.c.outcome == Outcome.ANALYSED.value)
-            .values(**values)
-        )
-        ledger.append(c, "report_failed", actor=self._actor, study_instance_uid=study_instance_uid, why=rejection.text)
-        self._close_study(c, study_instance_uid)
-
-    def _close_study(self, c: Connection, study_instance_uid: str) -> None:
-        c.execute(_CLOSE_STUDY, {"study": study_instance_uid})
-
-    def _add_result(self, c: Connection, made: ResultObject, instance_id: int | None) -> None:
-        values = {
-            "kind": made.kind.value,
-            "study_instance_uid": made.study_instance_uid,
-            "instance_id": instance_id,
-            "sop_class_uid": made.sop_class_uid,
-            "path": made.path.as_posix(),
-            "sha256": made.sha256,
-        }
-        c.execute(_ADD_RESULT, {"sop_instance_uid": made.sop_instance_uid, **values})
-        ledger.append(
-            c, "report_made", actor=self._actor, study_instance_uid=made.study_instance_uid,
-            sop_instance_uid=made.sop_instance_uid, object=made.kind.value, sha256=made.sha256,
-        )  # fmt: skip
+        return True
 
     def _audit_outcome(
         self,
@@ -219,25 +275,31 @@ class Queue:
         known = {k: v for k, v in detail.items() if v is not None}
         ledger.append(c, outcome.value, actor=self._actor, study_instance_uid=study_uid, path=path, **reason, **known)
 
-    def undelivered(self, c: Connection, destination: str, *, after: int, limit: int) -> list[tuple[int, ResultObject]]:
-        """The next results, each with its place in the order, that this destination has not acknowledged."""
-        done = delivery.alias()
-        acknowledged = select(done.c.result_uid).where(
-            done.c.result_uid == result.c.sop_instance_uid,
-            done.c.destination == destination,
-            done.c.state == SENT,
-        )
-        query = select(result).where(result.c.id > after, ~acknowledged.exists()).order_by(result.c.id).limit(limit)
-        return [(row.id, _result_object(row)) for row in c.execute(query)]
+    # -- by hand
 
-    def delivered(self, c: Connection, sent: ResultObject, destination: str, status: str, *, ok: bool) -> None:
-        values = {"status": status, "state": SENT if ok else REFUSED}
-        statement = upsert(delivery).values(result_uid=sent.sop_instance_uid, destination=destination, **values)
-        c.execute(statement.on_conflict_do_update(index_elements=["result_uid", "destination"], set_=values))
-        ledger.append(
-            c, "delivered" if ok else "delivery_failed", actor=self._actor, destination=destination, status=status,
-            study_instance_uid=sent.study_instance_uid, sop_instance_uid=sent.sop_instance_uid,
-        )  # fmt: skip
+    def retry(self, c: Connection, job_ids: Sequence[int]) -> int:
+        """Analyse these again, whatever came of them; a claimed one is left to whoever works on it."""
+        again = {"state": RECEIVED, "attempts": 0, "not_before": 0.0, "lease_owner": None, "lease_until": None}
+        chosen = job.c.id.in_(job_ids) & job.c.state.in_((ANALYSED, REPORTED)) & job.c.study_instance_uid.is_not(None)
+        for row in c.execute(select(job.c.id, job.c.study_instance_uid).where(chosen)).all():
+            ledger.append(c, "retried", actor=self._actor, study_instance_uid=row.study_instance_uid, job=row.id)
+        return c.execute(update(job).where(chosen).values(**again)).rowcount
+
+    def bury(self, c: Connection, job_ids: Sequence[int]) -> int:
+        """Give these up: no more attempts; their studies' reports say that they were not analysed."""
+        chosen = job.c.id.in_(job_ids) & job.c.state.in_((RECEIVED, CLAIMED))
+        ids = list(c.execute(select(job.c.id).where(chosen)).scalars())
+        for job_id in ids:
+            self._bury(c, job_id, Rejection(reason=Reason.GAVE_UP, detail="by hand"))
+        return len(ids)
+
+    def _bury(self, c: Connection, job_id: int, why: Rejection) -> None:
+        columns = {"state": ANALYSED, "lease_owner": None, "lease_until": None, **rejection_columns(why)}
+        c.execute(update(job).where(job.c.id == job_id).values(**columns))
+        row = c.execute(select(instance.c.path, instance.c.study_instance_uid).where(instance.c.id == job_id)).one()
+        self._audit_outcome(c, row.path, row.study_instance_uid, Outcome.FAILED, why)
+
+    # -- settings
 
     def get_setting(self, c: Connection, key: str) -> Any:
         return c.execute(select(settings.c.value).where(settings.c.key == key)).scalar_one_or_none()
@@ -247,7 +309,11 @@ class Queue:
         c.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
 
 
-def _rejection_columns(rejection: Rejection | None) -> dict[str, Any]:
+def _lost(lease: Lease) -> ColumnElement[bool]:
+    return (job.c.state == CLAIMED) & lease.ended(job.c.lease_until)
+
+
+def rejection_columns(rejection: Rejection | None) -> dict[str, Any]:
     if rejection is None:
         return {}
     return {
@@ -257,31 +323,11 @@ def _rejection_columns(rejection: Rejection | None) -> dict[str, Any]:
     }
 
 
-def _result_object(row: Row[Any]) -> ResultObject:
-    return ResultObject(
-        kind=Kind(row.kind),
-        sop_class_uid=row.sop_class_uid,
-        sop_instance_uid=row.sop_instance_uid,
-        study_instance_uid=row.study_instance_uid,
-        path=Path(row.path),
-        sha256=row.sha256,
-    )
-
-
-def _image_result(row: Row[Any]) -> ImageResult:
-    rejection = prediction = None
-    if row.outcome == Outcome.ANALYSED:
-        prediction = Prediction(
-            probabilities=tuple(row.probabilities),
-            class_index=row.class_index,
-            cam_max=row.cam_max,
-            engine=row.engine,
-        )
-    else:
-        rejection = Rejection(reason=Reason(row.reason), detail=row.detail or "")
-    return ImageResult(
-        source=header_from_bytes(row.header),
-        pixel_digest=row.pixel_digest,
-        prediction=prediction,
-        rejection=rejection,
-    )
+def _header_columns(header: Any) -> dict[str, Any]:
+    return {
+        "study_instance_uid": header.study_instance_uid,
+        "series_instance_uid": header.series_instance_uid,
+        "sop_instance_uid": header.sop_instance_uid,
+        "sop_class_uid": header.sop_class_uid,
+        "header": header.kept,
+    }

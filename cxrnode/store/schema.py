@@ -1,4 +1,7 @@
-"""The tables. One SQLite file holds the queue, the results and the ledger, so that one commit covers all three."""
+"""The tables. One database holds the queue, the results and the ledger, so that one commit covers all three.
+
+A change here is a new file in migrations/versions, and its number is REVISION; a test proves that both are the same.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,26 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+from cxrnode.store.triggers import keep_append_only
+
+REVISION = "0002"
 
 metadata = MetaData()
+
+# Alembic's own table: which revision the database is at
+alembic_version = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 settings = Table(
     "settings",
@@ -29,7 +43,7 @@ settings = Table(
     Column("value", JSON, nullable=False),
 )
 
-# one row per file seen or instance received; the analysis of it is a job with the same id. Times are seconds since 1970.
+# one row per file seen or instance received; the analysis of it is a job with the same id. Times: seconds since 1970
 instance = Table(
     "instance",
     metadata,
@@ -51,7 +65,7 @@ instance = Table(
     Column("host", Text),
     Column("received_at", Float),
     Index("ix_instance_sop", "sop_instance_uid", "pixel_digest"),
-    UniqueConstraint("sop_instance_uid", "sha256", name="uq_instance_sop_sha256"),
+    Index("uq_instance_sop_sha256", "sop_instance_uid", "sha256", unique=True),  # SQLite can add it to a table that is
 )
 
 # state: received -> claimed -> analysed (outcome known, study not reported) -> reported, or dead (attempts used up)
@@ -100,6 +114,7 @@ result = Table(
     Column("study_instance_uid", String(64), nullable=False),
     Column("instance_id", Integer, ForeignKey("instance.id")),  # of a capture; an SR belongs to the whole study
     Column("sop_class_uid", String(64), nullable=False),
+    Column("series_instance_uid", String(64)),
     Column("path", Text, nullable=False),  # relative to the output folder
     Column("sha256", String(64), nullable=False),
     Column("predecessor_uid", String(64)),  # the SR that this one takes the place of
@@ -144,7 +159,7 @@ commitment_request = Table(
 ledger = Table(
     "ledger",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
     Column("at", String(40), nullable=False),  # ISO 8601, UTC
     Column("kind", String(32), nullable=False),
     Column("actor", String(64), nullable=False),
@@ -156,8 +171,4 @@ ledger = Table(
     Index("ix_ledger_study", "study_instance_uid"),
 )
 
-APPEND_ONLY = tuple(
-    f"CREATE TRIGGER ledger_no_{verb.lower()} BEFORE {verb} ON ledger "
-    "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-    for verb in ("UPDATE", "DELETE")
-)
+keep_append_only(ledger)

@@ -29,9 +29,10 @@ import numpy as np
 import psutil
 
 from cxrnode import __version__
-from cxrnode.dicom.header import header_from_bytes
+from cxrnode.dicom.header import instance_header
+from cxrnode.dicom.read import read_header
 from cxrnode.report.context import ReportContext
-from cxrnode.types import ImageResult, Prediction
+from cxrnode.types import InstanceHeader, Prediction, StoredImage, Study
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
 from engines.bundle import load_bundle
 from engines.load import make_engine
@@ -127,6 +128,7 @@ def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
     bundle = load_bundle("default")
     shape = bundle.manifest.input
     locations = [{"container": str(p), "kind": "file", "offset": 0} for p in paths(archive)]
+    headers = [read_kept(path) for path in paths(archive)]
     decoded: list[Decoded] = []
     decoding, _ = cpu_seconds(lambda: decoded.extend(decode(at, shape) for at in locations))
     engine = make_engine("cpu", bundle)
@@ -143,9 +145,8 @@ def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
     output = Output(root=Path(fresh(out)))
 
     def write() -> None:
-        for d, cam, p in zip(decoded, cams, probabilities, strict=True):
+        for header, d, cam, p in zip(headers, decoded, cams, probabilities, strict=True):
             assert d.image
-            assert d.header
             assert d.pixel_digest
             said = Prediction(
                 probabilities=tuple(p.tolist()),
@@ -153,12 +154,19 @@ def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
                 cam_max=float(cam.max()),
                 engine=engine.name,
             )
-            make_capture(output, context, d, d.image.preview, cam, said)
-            image = ImageResult(source=header_from_bytes(d.header), pixel_digest=d.pixel_digest, prediction=said)
-            make_sr(output, context, [image])
+            image = StoredImage(kept_header=header.kept, pixel_digest=d.pixel_digest, prediction=said)
+            make_capture(output, context, image, d.image.preview, cam)
+            uid = header.study_instance_uid
+            study = Study(study_instance_uid=uid, images=(image,), last_received_at=0.0, stat=False, earlier=())
+            make_sr(output, context, study)
 
     reporting, _ = cpu_seconds(write)
     return {"decode": decoding, "inference": inferring, "report": reporting}
+
+
+def read_kept(path: Path) -> InstanceHeader:
+    with path.open("rb") as f:
+        return instance_header(read_header(f))
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:

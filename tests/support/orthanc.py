@@ -49,6 +49,13 @@ class Orthanc:
         answer: dict[str, Any] = json.loads(self._ask("/instances", data, {"Content-Type": "application/dicom"}))
         return answer
 
+    def post_json(self, path: str, body: Any) -> Any:
+        return json.loads(self._ask(path, json.dumps(body).encode(), {"Content-Type": "application/json"}))
+
+    def store(self, resource: str, modality: str) -> None:
+        """C-STORE a study, series or instance (Orthanc's identifier) to one of its modalities."""
+        self.post_json(f"/modalities/{modality}/store", {"Resources": [resource], "Synchronous": True})
+
     def find(self, level: str, **query: str) -> list[str]:
         """Orthanc's identifiers of what matches, for example `find("Study", StudyInstanceUID=uid)`."""
         body = json.dumps({"Level": level, "Query": query}).encode()

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cxrnode.analyse import Analyser
+from cxrnode.analyse import Analyser, AnalyseOptions
 from cxrnode.inference import infer_bisecting, inference
 from cxrnode.intake_archive import take_in
 from cxrnode.pool import Pool
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
+from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Queue
+from cxrnode.store.studies import Studies
 from cxrnode.workers import Output
 from engines.base import EngineError, EngineOutput, FloatArray
 from engines.bundle import load_bundle
@@ -91,15 +93,16 @@ def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(tmp_pat
     database, queue, pool = Database(tmp_path / "q.sqlite"), Queue("test"), Pool(1, preload="cxrnode.workers")
     take_in(
         [tmp_path / "in"], out=tmp_path, spool=tmp_path / "spool", database=database, queue=queue, pool=pool,
-        on_scanned=lambda _: None,
+        now=1.0, on_scanned=lambda _: None,
     )  # fmt: skip
     context = ReportContext(
         bundle=load_bundle("default"), engine="test", analysed_at=datetime.now(UTC), software_version="0"
     )
     with inference(Picky(load_bundle("default"))) as active:
         Analyser(
-            database=database, queue=queue, pool=pool, inference=active, context=context,
-            output=Output(root=tmp_path), batch_size=4, window=1, on_done=lambda _: None, on_reported=lambda _: None,
+            database=database, queue=queue, studies=Studies("test"), outbox=Outbox("test"), pool=pool,
+            inference=active, context=context, output=Output(root=tmp_path),
+            options=AnalyseOptions(batch_size=4, window=1), on_done=lambda _: None, on_reported=lambda _: None,
         ).run()  # fmt: skip
     pool.close()
     with database.begin() as c:

@@ -1,0 +1,135 @@
+"""`cxrnode config check FILE | example`."""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxrnode.config_faults import EXAMPLE
+
+if TYPE_CHECKING:
+    from cxrnode.config import Config, StatRule
+
+app = typer.Typer(
+    help="The node's configuration: a file to begin with, and whether yours is right.", no_args_is_help=True
+)
+
+_EXPIRY_NOTICE = timedelta(days=30)
+
+
+@app.command()
+def example() -> None:
+    """Print a configuration to begin with: every key, its default, and what it means."""
+    typer.echo(EXAMPLE, nl=False)
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration, a TOML file.")]) -> None:
+    """Say what a configuration (with the CXRNODE_* variables) means, and warn of what is legal but dangerous.
+
+    Exit codes: 0 usable, warnings or not; 2 not usable, with every fault named.
+    """
+    from cxrnode.config import load_config  # noqa: PLC0415 (no other command should wait for it)
+
+    config = load_config(file)
+    expiries = _check_tls(config)
+    for line in _understood(config, expiries):
+        typer.echo(line)
+    for line in (*_dangers(config), *_tls_dangers(config, expiries)):
+        sys.stderr.write(f"warning: {line}\n")
+
+
+def _check_tls(config: Config) -> dict[Path, datetime]:
+    """When each certificate of the node's own expires. Raises ConfigError where a file is there but of no use."""
+    from cxrnode.dicom.tls import certificate_expiry, client_context, server_context  # noqa: PLC0415
+
+    receive, send = config.receive.tls, config.send.tls
+    if receive:
+        server_context(
+            certificate=receive.certificate, key=receive.key, ca=receive.ca,
+            require_client_certificate=receive.require_client_certificate,
+        )  # fmt: skip
+    if send:
+        client_context(ca=send.ca, certificate=send.certificate, key=send.key, verify_host=send.verify_host)
+    return {tls.certificate: certificate_expiry(tls.certificate) for tls in (receive, send) if tls and tls.certificate}
+
+
+def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:
+    node, receive, analyse, report, http = config.node, config.receive, config.analyse, config.report, config.http
+    yield f"node: {node.ae_title} on {_at(node.bind, node.port)}, data in {node.data_dir}"
+    yield f"database: {node.database_place}"
+    allowed = ", ".join(f"{a.ae_title} from {a.host}" for a in receive.allow)
+    yield f"receive: {allowed or 'nobody'}; at least {receive.disk_watermark_mb} MB stay free"
+    if t := receive.tls:
+        clients = "required" if t.require_client_certificate else "not required"
+        yield (
+            f"receive with TLS: {_at(node.bind, t.port)}, client certificates {clients}, own certificate until "
+            f"{expiries[t.certificate]:%Y-%m-%d}"
+        )
+    first = ", ".join(map(_rule, analyse.stat))
+    yield (
+        f"analyse: bundle {analyse.bundle}, engine {analyse.engine}, up to {analyse.batch_size} images a batch; "
+        f"before the rest: {first or 'nothing'}"
+    )
+    yield f"report: after {report.study_quiet_s:g} s without a new image; what is not analysed: {report.not_analysed}"
+    for d in config.destination:
+        yield (
+            f"destination {d.name}: {d.ae_title} at {_at(d.host, d.port)}"
+            f"{', storage commitment' if d.storage_commitment else ''}{', TLS' if d.tls else ''}"
+        )
+    yield f"http: http://{_at(http.bind, http.port)}/healthz /readyz /metrics"
+    yield f"retention: received files go {node.retention_days} days after their results are committed"
+
+
+def _dangers(config: Config) -> Iterator[str]:
+    node, receive, send = config.node, config.receive, config.send
+    if not receive.allow:
+        yield "receive.allow is empty: nobody can store; add { ae_title = ..., host = ... } of your PACS"
+    if not config.destination:
+        yield "there is no [[destination]]: results stay on this node"
+    if not _loopback(node.bind):
+        mend = "keep it behind a firewall" if receive.tls else "[receive.tls] adds a port with TLS"
+        yield f"node.bind = {node.bind}: patient data crosses the network in the clear to port {node.port}; {mend}"
+    for d in config.destination:
+        if not d.tls and not _loopback(d.host):
+            yield f"destination {d.name} without tls = true: patient data crosses the network in the clear"
+    if not _loopback(config.http.bind):
+        yield f"http.bind = {config.http.bind}: /metrics tells whoever asks how much the node has to do"
+    if receive.disk_watermark_mb == 0:
+        yield "receive.disk_watermark_mb = 0: the node fills the disk to the last byte, and its database with it"
+    if receive.tls and not receive.tls.require_client_certificate:
+        yield "receive.tls.require_client_certificate = false: an AE title and an address are all that a sender shows"
+    if send.tls and not send.tls.verify_host:
+        yield "send.tls.verify_host = false: whoever has a certificate of that ca can pass for a destination"
+
+
+def _tls_dangers(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:
+    for certificate, until in expiries.items():
+        if until - datetime.now(UTC) < _EXPIRY_NOTICE:
+            yield f"the certificate {certificate} expires on {until:%Y-%m-%d}: renew it in time"
+    keys = {tls.key for tls in (config.receive.tls, config.send.tls) if tls and tls.key}
+    for key in sorted(keys):
+        if key.stat().st_mode & stat.S_IROTH:
+            yield f"every user of this machine can read the key {key}: chmod 600 {key}"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _rule(rule: StatRule) -> str:
+    return f"what {rule.calling_ae} sends" if rule.calling_ae else f"{rule.attribute} = {rule.value}"

@@ -1,0 +1,362 @@
+"""The configuration: one frozen model from a TOML file and CXRNODE_* variables; an unknown key is an error.
+
+`example.toml` says what each key means.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydicom.datadict import dictionary_VR, keyword_dict
+
+from cxrnode.config_faults import Location, fault, spell
+from cxrnode.dicom.uids import is_valid_uid
+from cxrnode.errors import ConfigError
+from engines.base import EngineError
+from engines.bundle import find_bundle
+
+_PREFIX = "CXRNODE_"
+_DATABASE = "postgresql+psycopg"
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # RFC 1123, and the _ that sites do use
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def _ae_title(value: str) -> str:
+    title = value.strip(" ")  # not significant: PS3.5 section 6.2
+    if not 1 <= len(title) <= 16 or "\\" in title or not (title.isascii() and title.isprintable()):
+        raise ValueError("an AE title is 1 to 16 printable ASCII characters, no backslash, not only spaces")
+    return title
+
+
+def _host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))  # in the one form that a socket's peer address has
+    except ValueError:
+        labels = value.removesuffix(".").split(".")
+    named = len(value) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
+    if not named:
+        raise ValueError("is neither an IP address (IPv6 without brackets) nor a host name")
+    return value
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")  # noqa: TRY004 (as pydantic wants it; it would take true for 1)
+    return value
+
+
+def _path(value: object, info: ValidationInfo) -> object:
+    if value == "":
+        raise ValueError("is empty: give a path")
+    folder = (info.context or {}).get("folder", Path())
+    return folder / value if isinstance(value, str | Path) else value
+
+
+def _readable(path: Path) -> Path:
+    try:
+        path.open("rb").close()
+    except (OSError, ValueError) as e:
+        raise ValueError(f"cannot read this file: {getattr(e, 'strerror', None) or e}") from e
+    return path
+
+
+def _folder(path: Path) -> Path:
+    try:
+        if path.exists() and not path.is_dir():
+            raise ValueError("is not a folder")
+    except OSError as e:
+        raise ValueError(f"is not a usable folder: {e.strerror}") from e
+    return path
+
+
+def _database(secret: SecretStr) -> SecretStr:
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 (the workers read a configuration and no database)
+
+    if secret.get_secret_value() == "sqlite":
+        return secret
+    try:
+        url = make_url(secret.get_secret_value())
+        good = url.drivername == _DATABASE and bool(url.database)
+    except Exception:  # noqa: BLE001 (whatever it is, its words may hold the password)
+        good = False
+    if not good:
+        raise ValueError(
+            f'should be "sqlite" or "{_DATABASE}://USER:PASSWORD@HOST:PORT/DATABASE" (as a URL has it: an @ in the '
+            "password is %40)"
+        )
+    return secret
+
+
+def _bundle(name: str, info: ValidationInfo) -> str:
+    found = str(_path(name, info)) if "/" in name else name
+    try:
+        find_bundle(found)
+    except (EngineError, OSError, RuntimeError, ValueError) as e:
+        raise ValueError(str(e)) from e
+    return found
+
+
+def _keyword(value: str) -> str:
+    tag = keyword_dict.get(value)
+    if not value or tag is None:
+        close = get_close_matches(value, keyword_dict, n=1)
+        raise ValueError("is no DICOM keyword" + (f"; did you mean {close[0]}?" if close else ""))
+    if dictionary_VR(tag).startswith(("SQ", "O", "UN")):
+        raise ValueError("has no value to compare with (it is a sequence or binary)")
+    return value
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Host = Annotated[str, AfterValidator(_host)]
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+Seconds = Annotated[float, BeforeValidator(_not_bool)]
+Port = Annotated[Integer, Field(ge=1, le=65535)]
+File = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable)]
+Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder)]
+Associations = Annotated[Integer, Field(ge=1, le=10_000)]
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, hide_input_in_errors=True
+    )
+
+
+class Node(_Table):
+    ae_title: AETitle = "CXRNODE"
+    bind: Host = "127.0.0.1"
+    port: Port = 11112
+    data_dir: Folder = Path("var")
+    database: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite")
+    retention_days: Annotated[Integer, Field(ge=0, le=36_500)] = 7
+
+    @property
+    def database_place(self) -> str:
+        """Where the database is, without user and password."""
+        from sqlalchemy.engine import make_url  # noqa: PLC0415 (as above)
+
+        if (text := self.database.get_secret_value()) == "sqlite":
+            return text
+        url = make_url(text)
+        return f"{url.drivername}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database}"
+
+
+class Allowed(_Table):
+    """A peer that may store; `port`: where it takes the answers to its storage commitment requests."""
+
+    ae_title: AETitle
+    host: Host
+    port: Port | None = None
+
+
+class ReceiveTls(_Table):
+    port: Port = 2762
+    certificate: File
+    key: File
+    ca: File | None = None
+    require_client_certificate: bool = True
+
+    @field_validator("require_client_certificate")
+    @classmethod
+    def _needs_ca(cls, required: bool, info: ValidationInfo) -> bool:
+        if required and info.data.get("ca", ...) is None:
+            raise ValueError("needs ca, the certificates of who signs the clients' certificates")
+        return required
+
+
+class Receive(_Table):
+    allow: tuple[Allowed, ...] = ()
+    max_associations: Associations = 50
+    max_associations_per_host: Associations = 20
+    idle_timeout_s: Annotated[Seconds, Field(gt=0, le=3600)] = 30
+    disk_watermark_mb: Annotated[Integer, Field(ge=0, le=10**9)] = 2048
+    tls: ReceiveTls | None = None
+
+    @field_validator("allow")
+    @classmethod
+    def _no_twins(cls, allow: tuple[Allowed, ...]) -> tuple[Allowed, ...]:
+        _refuse_twins([f"{a.ae_title} at {a.host}" for a in allow])
+        return allow
+
+
+class SendTls(_Table):
+    """`certificate` and `key` are shown to destinations that ask who sends."""
+
+    certificate: File | None = None
+    key: File | None = None
+    ca: File
+    verify_host: bool = True
+
+    @field_validator("key")
+    @classmethod
+    def _with_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("certificate", key) is None):
+            raise ValueError("certificate and key go together: give both or neither")
+        return key
+
+
+class Send(_Table):
+    tls: SendTls | None = None
+
+
+class StatRule(_Table):
+    """What goes before the rest: an attribute with a value, or a calling AE title."""
+
+    attribute: Annotated[str, AfterValidator(_keyword)] | None = None
+    value: Annotated[str, Field(min_length=1)] | None = None
+    calling_ae: AETitle | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StatRule:
+        attribute, value, ae = (x is not None for x in (self.attribute, self.value, self.calling_ae))
+        if (attribute, value, ae) not in {(True, True, False), (False, False, True)}:
+            raise ValueError("should hold either attribute and value, or calling_ae")
+        if self.attribute and dictionary_VR(self.attribute) == "UI" and not is_valid_uid(self.value):
+            raise ValueError(f"{self.attribute} is compared with a UID, and value is none")
+        return self
+
+
+class Analyse(_Table):
+    bundle: Annotated[str, AfterValidator(_bundle)] = "default"
+    engine: Literal["auto", "cpu"] = "auto"
+    batch_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
+    max_wait_ms: Annotated[Integer, Field(ge=0, le=60_000)] = 50
+    stat: tuple[StatRule, ...] = ()
+
+
+class Report(_Table):
+    study_quiet_s: Annotated[Seconds, Field(ge=0, le=86_400)] = 5
+    not_analysed: Literal["report", "audit"] = "report"
+
+
+class DestinationEntry(_Table):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    ae_title: AETitle
+    host: Host
+    port: Port
+    storage_commitment: bool = True
+    tls: bool = False
+
+
+class Http(_Table):
+    bind: Host = "127.0.0.1"
+    port: Port = 8080
+
+
+class Config(_Table):
+    """cxrnode.toml, table by table and key by key."""
+
+    node: Node = Field(default_factory=Node)
+    receive: Receive = Field(default_factory=Receive)
+    send: Send = Field(default_factory=Send)
+    analyse: Analyse = Field(default_factory=Analyse)
+    report: Report = Field(default_factory=Report)
+    destination: tuple[DestinationEntry, ...] = ()
+    http: Http = Field(default_factory=Http)
+
+    @field_validator("destination")
+    @classmethod
+    def _tell_apart(cls, entries: tuple[DestinationEntry, ...], info: ValidationInfo) -> tuple[DestinationEntry, ...]:
+        _refuse_twins([d.name for d in entries])
+        send: Send | None = info.data.get("send")
+        if send and send.tls is None and (named := [d.name for d in entries if d.tls]):
+            raise ValueError(f"{', '.join(named)}: tls = true needs the table [send.tls] with at least its ca")
+        return entries
+
+    @field_validator("http")
+    @classmethod
+    def _ports_apart(cls, http: Http, info: ValidationInfo) -> Http:
+        taken = {"http.port": http.port}
+        if node := info.data.get("node"):
+            taken["node.port"] = node.port
+        if (receive := info.data.get("receive")) and receive.tls:
+            taken["receive.tls.port"] = receive.tls.port
+        if len(set(taken.values())) < len(taken):
+            raise ValueError(f"{', '.join(f'{key} = {port}' for key, port in taken.items())}: each needs its own port")
+        return http
+
+
+def _refuse_twins(names: list[str]) -> None:
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twins)}: is there twice, name each once")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: Path) -> Config:
+    """The configuration of `path` and the environment. Raises ConfigError that names every fault."""
+    data = _read(path)
+    origins = _overlay_environment(data)
+    data.setdefault("node", {})  # its default paths, too, start at the file's folder
+    try:
+        return Config.model_validate(data, context={"folder": path.absolute().parent})
+    except ValidationError as e:
+        faults = [f"  {fault(error, origins)}" for error in e.errors(include_url=False)]
+    raise ConfigError("\n".join([f"{path} is not a valid configuration:", *faults]))  # not `from`: e has the values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {e.strerror}. To begin with: cxrnode config example > {path}"
+        ) from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {e.start}): save it as UTF-8") from None
+    except ValueError as e:
+        raise ConfigError(f"{path} is not valid TOML: {e}. For how it should look: cxrnode config example") from None
+
+
+def _overlay_environment(data: dict[str, Any]) -> dict[Location, str]:
+    """Put CXRNODE_TABLE__KEY over `data`; returns which variable set which key.
+
+    A variable without __ is none of ours, unless it names a table.
+    """
+    origins: dict[Location, str] = {}
+    for name in sorted(os.environ):
+        keys = tuple(name.removeprefix(_PREFIX).lower().split("__"))
+        if not name.startswith(_PREFIX) or (len(keys) == 1 and keys[0] not in Config.model_fields):
+            continue
+        table: Any = data
+        for key in keys[:-1]:
+            table = table.setdefault(key, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            raise ConfigError(f"{name}: {spell(keys[:-1])} is no table, so that no key in it can be set alone")
+        table[keys[-1]] = _environment_value(os.environ[name])
+        origins[keys] = name
+    return origins
+
+
+def _environment_value(text: str) -> Any:
+    """Lists and tables are written as TOML; what is neither is left to pydantic, which reads numbers and booleans."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text

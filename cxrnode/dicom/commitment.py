@@ -1,0 +1,116 @@
+"""Storage Commitment Push Model (PS3.4 annex J): requests made to us, and reports on requests of ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+from pydicom import Dataset
+from pydicom import uid as uids
+from pydicom.filereader import read_dataset
+
+from cxrnode.dicom.dimse import N_ACTION_RQ, Command
+from cxrnode.dicom.negotiation import Context
+from cxrnode.dicom.read import DAMAGE, settle, tolerant
+from cxrnode.dicom.status import INVALID_ARGUMENT, INVALID_SOP_INSTANCE, NO_SUCH_ACTION, NO_SUCH_EVENT_TYPE
+from cxrnode.dicom.uids import is_valid_uid
+from cxrnode.types import Peer
+
+PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
+_DATA_SET_MAX = 1 << 24  # bytes: a hundred thousand references
+PARSING = threading.Lock()  # `tolerant` changes pydicom's process-wide settings: one thread at a time
+
+Reference = tuple[str, str]  # SOP class UID, SOP instance UID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentRequest:
+    """N-ACTION: the peer asks whether we keep these instances (PS3.4 table J.3-1)."""
+
+    peer: Peer
+    transaction_uid: str
+    instances: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentReport:
+    """N-EVENT-REPORT: the peer's answer to a request of ours (PS3.4 table J.3-2)."""
+
+    peer: Peer
+    transaction_uid: str
+    committed: tuple[Reference, ...]
+    failed: tuple[tuple[Reference, int], ...]  # with the Failure Reason (PS3.3 section C.14.1.1)
+
+
+class CommitmentOperation:
+    """Receives the data set of an N-ACTION or N-EVENT-REPORT, checks it, hands it over."""
+
+    def __init__(
+        self, peer: Peer, context: Context, command: Command, *,
+        requested: Callable[[CommitmentRequest], int], reported: Callable[[CommitmentReport], int],
+    ) -> None:  # fmt: skip
+        self._peer = peer
+        self._syntax = context.transfer_syntax
+        self._command = command
+        self._requested = requested
+        self._reported = reported
+        self._raw = bytearray()
+
+    def write(self, fragment: memoryview) -> None:
+        if len(self._raw) <= _DATA_SET_MAX:
+            self._raw += fragment
+
+    def finish(self) -> int:
+        action = self._command.field == N_ACTION_RQ
+        if self._command.sop_instance_uid != PUSH_MODEL_INSTANCE:
+            return INVALID_SOP_INSTANCE
+        if self._command.type_id not in ((1,) if action else (1, 2)):
+            return NO_SUCH_ACTION if action else NO_SUCH_EVENT_TYPE
+        try:
+            asked = self._request() if action else self._report()
+        except DAMAGE:  # no data set, or one that does not hold what it must
+            return INVALID_ARGUMENT
+        return self._requested(asked) if isinstance(asked, CommitmentRequest) else self._reported(asked)
+
+    def discard(self) -> None:
+        self._raw.clear()
+
+    def _request(self) -> CommitmentRequest:
+        ds = self._parse()
+        instances = tuple(_reference(item) for item in ds.ReferencedSOPSequence)
+        if not instances:
+            raise ValueError("nothing to commit to")
+        return CommitmentRequest(peer=self._peer, transaction_uid=_valid(ds.TransactionUID), instances=instances)
+
+    def _report(self) -> CommitmentReport:
+        ds = self._parse()
+        failed = tuple((_reference(item), int(item.FailureReason)) for item in ds.get("FailedSOPSequence") or ())
+        committed = tuple(_reference(item) for item in ds.get("ReferencedSOPSequence") or ())
+        if not committed and not failed:
+            raise ValueError("nothing is reported")
+        return CommitmentReport(
+            peer=self._peer, transaction_uid=_valid(ds.TransactionUID), committed=committed, failed=failed
+        )  # fmt: skip
+
+    def _parse(self) -> Dataset:
+        if len(self._raw) > _DATA_SET_MAX:
+            raise ValueError("too large")
+        with PARSING, tolerant():
+            ds = read_dataset(
+                BytesIO(bytes(self._raw)), is_implicit_VR=self._syntax == uids.ImplicitVRLittleEndian,
+                is_little_endian=True,
+            )  # fmt: skip
+            settle(ds)
+        return ds
+
+
+def _reference(item: Dataset) -> Reference:
+    return _valid(item.ReferencedSOPClassUID), _valid(item.ReferencedSOPInstanceUID)
+
+
+def _valid(uid: object) -> str:
+    if not is_valid_uid(uid):
+        raise ValueError("not a UID")
+    return str(uid)

@@ -1,0 +1,164 @@
+"""Association negotiation, acceptor side (PS3.8 section 7.1, PS3.7 annex D), on pynetdicom's PDUs and rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom import uid as uids
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
+
+import cxrnode
+from cxrnode.dicom.sockets import pdu
+from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID
+
+ASSOCIATE_RQ, ASSOCIATE_RJ = 0x01, 0x03
+MAX_PDU_BYTES = 131072  # the most that DCMTK sends; eight times pynetdicom's default, for an eighth of the cost
+IMPLEMENTATION_VERSION = f"CXRNODE_{cxrnode.__version__}"[:16]
+COMMITMENT = str(StorageCommitmentPushModel)
+VERIFICATION = str(Verification)
+STORAGE = frozenset(
+    str(uid)
+    for uid in (
+        uids.ComputedRadiographyImageStorage,
+        uids.DigitalXRayImageStorageForPresentation,
+        uids.DigitalXRayImageStorageForProcessing,
+        uids.SecondaryCaptureImageStorage,
+    )
+)
+# All that `codecs` decodes, in the order of preference where a peer leaves the choice: uncompressed first, so that
+# nobody compresses for us; what loses something last.
+TRANSFER_SYNTAXES = (
+    uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian,
+    uids.JPEGLosslessSV1, uids.JPEGLossless, uids.JPEGLSLossless, uids.JPEG2000Lossless, uids.RLELossless,
+    uids.DeflatedExplicitVRLittleEndian, uids.ExplicitVRBigEndian,
+    uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000,
+)  # fmt: skip
+_UNCOMPRESSED = TRANSFER_SYNTAXES[:2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What an A-ASSOCIATE-RQ asks for. AE titles without padding."""
+
+    calling_aet: str
+    called_aet: str
+    abstract_syntaxes: frozenset[str]
+    max_length: int  # of a P-DATA-TF that the peer takes, bytes; 0: any
+    primitive: A_ASSOCIATE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """An accepted presentation context."""
+
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What one peer may have."""
+
+    contexts: list[PresentationContext]
+    idle_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4)."""
+
+    result: int
+    source: int
+    reason: int
+    text: str
+
+    def encode(self) -> bytes:
+        return pdu(ASSOCIATE_RJ, bytes((0, self.result, self.source, self.reason)))
+
+
+NO_REASON = Refusal(1, 1, 1, "nothing that it asks for is offered to it")
+CONTEXT_NAME_NOT_SUPPORTED = Refusal(1, 1, 2, "application context name not supported")
+CALLING_NOT_RECOGNISED = Refusal(1, 1, 3, "calling AE title not recognised")
+CALLED_NOT_RECOGNISED = Refusal(1, 1, 7, "called AE title not recognised")
+VERSION_NOT_SUPPORTED = Refusal(1, 2, 2, "protocol version not supported")
+LIMIT_EXCEEDED = Refusal(2, 3, 2, "too many associations")
+
+
+def parse_request(content: bytes) -> Request | Refusal:
+    """Raises whatever pynetdicom's parser raises on what is no A-ASSOCIATE-RQ."""
+    rq = A_ASSOCIATE_RQ()
+    rq.decode(pdu(ASSOCIATE_RQ, content))
+    if not rq.protocol_version & 1:
+        return VERSION_NOT_SUPPORTED
+    primitive = rq.to_primitive()
+    if primitive.application_context_name != "1.2.840.10008.3.1.1.1":
+        return CONTEXT_NAME_NOT_SUPPORTED
+    return Request(
+        calling_aet=str(primitive.calling_ae_title).strip(),
+        called_aet=str(primitive.called_ae_title).strip(),
+        abstract_syntaxes=frozenset(str(cx.abstract_syntax) for cx in primitive.presentation_context_definition_list),
+        max_length=int(primitive.maximum_length_received or 0),
+        primitive=primitive,
+    )
+
+
+def supported(*, storage: bool, commitment: bool) -> list[PresentationContext]:
+    """The contexts that one peer is offered: Verification always."""
+    contexts = [_context(VERIFICATION, _UNCOMPRESSED)]
+    if storage:
+        contexts += [_context(uid, TRANSFER_SYNTAXES) for uid in sorted(STORAGE)]
+    if commitment:
+        both = _context(COMMITMENT, _UNCOMPRESSED)
+        both.scu_role = both.scp_role = True  # N-ACTION comes to the SCP, N-EVENT-REPORT to the SCU (PS3.4 J.3)
+        contexts.append(both)
+    return contexts
+
+
+def accept(request: Request, offered: list[PresentationContext]) -> tuple[dict[int, Context], bytes]:
+    """The accepted contexts by ID (perhaps none), and the A-ASSOCIATE-AC."""
+    asked = request.primitive
+    roles = {item.sop_class_uid: (item.scu_role, item.scp_role) for item in _items(asked, "SCP_SCU_Role")}
+    results, reply_roles = negotiate_as_acceptor(asked.presentation_context_definition_list, offered, roles)
+    answer = A_ASSOCIATE()
+    answer.application_context_name = asked.application_context_name
+    answer.calling_ae_title, answer.called_ae_title = asked.calling_ae_title, asked.called_ae_title
+    answer.result, answer.result_source = 0x00, 0x01
+    answer.presentation_context_definition_results_list = results
+    answer.user_information = [*_user_information(), *reply_roles]
+    accepted = {
+        int(cx.context_id or 0): Context(
+            abstract_syntax=str(cx.abstract_syntax), transfer_syntax=str(cx.transfer_syntax[0])
+        )
+        for cx in results
+        if cx.result == 0x00
+    }
+    return accepted, A_ASSOCIATE_AC(answer).encode()
+
+
+def _items(primitive: A_ASSOCIATE, kind: str) -> list[Any]:
+    return [item for item in primitive.user_information if type(item).__name__.startswith(kind)]
+
+
+def _user_information() -> list[Any]:
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = MAX_PDU_BYTES
+    implementation.implementation_class_uid = uids.UID(IMPLEMENTATION_CLASS_UID)
+    version = ImplementationVersionNameNotification()
+    version.implementation_version_name = IMPLEMENTATION_VERSION
+    return [length, implementation, version]
+
+
+def _context(abstract_syntax: str, transfer_syntaxes: tuple[uids.UID, ...]) -> PresentationContext:
+    context = PresentationContext()
+    context.abstract_syntax = uids.UID(abstract_syntax)
+    context.transfer_syntax = list(transfer_syntaxes)
+    return context

@@ -1,0 +1,254 @@
+"""The listener: Verification, Storage and Storage Commitment as SCP (PS3.4 annexes A, B, J). No policy of its own.
+
+What is pynetdicom's here: the A-ASSOCIATE PDUs and the rules of negotiation (`negotiation`). What is not: its reactor
+threads, queues and sockets. They let one peer stall, crash or starve the others, and cost more than the transfer.
+One thread serves one connection from the first byte (or the TLS handshake) to the last.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxrnode.dicom.association import Acceptor, Operation
+from cxrnode.dicom.commitment import CommitmentOperation, CommitmentReport, CommitmentRequest
+from cxrnode.dicom.dimse import C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_EVENT_REPORT_RQ, Command
+from cxrnode.dicom.limits import Gate
+from cxrnode.dicom.negotiation import (
+    CALLED_NOT_RECOGNISED,
+    CALLING_NOT_RECOGNISED,
+    COMMITMENT,
+    LIMIT_EXCEEDED,
+    STORAGE,
+    VERIFICATION,
+    Context,
+    Offer,
+    Refusal,
+    Request,
+    supported,
+)
+from cxrnode.dicom.sockets import Wire, force_down
+from cxrnode.dicom.status import NOT_AUTHORISED, SUCCESS, UNRECOGNISED_OPERATION
+from cxrnode.dicom.storing import IncomingInstance, StoreOperation
+from cxrnode.types import Peer
+
+__all__ = [
+    "CommitmentReport", "CommitmentRequest", "Handlers", "IncomingInstance", "Listener", "ListenerOptions",
+    "start_listener",
+]  # fmt: skip
+
+_SILENCE_S = 5.0  # for a TLS handshake, for the A-ASSOCIATE-RQ, and between the requests of a stranger
+_BACKLOG = 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerOptions:
+    """Where to listen, for whom. Peers are (AE title, host name or IP address)."""
+
+    ae_title: str
+    bind: str
+    port: int  # 0: a free one, see Listener.port
+    incoming: Path  # existing folder for data sets that are arriving; the same file system as where `store` keeps them
+    allow: tuple[tuple[str, str], ...]  # may store and ask for commitment
+    commitment_peers: tuple[tuple[str, str], ...] = ()  # may report on commitments that we asked for
+    max_associations: int = 50
+    max_associations_per_host: int = 20
+    idle_timeout_s: float = 30.0
+    ssl_context: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handlers:
+    """What the owner does. Each is called on the association's thread and returns the status of the response."""
+
+    store: Callable[[IncomingInstance], int]
+    has_room: Callable[[], bool]  # False: data sets are turned away with 0xA700
+    commit_requested: Callable[[CommitmentRequest], int]
+    commit_reported: Callable[[CommitmentReport], int]
+
+
+def start_listener(options: ListenerOptions, handlers: Handlers) -> Listener:
+    """Listen from now on, on a thread. Raises OSError (the port is taken, the address is not ours)."""
+    return Listener(options, handlers)
+
+
+class Listener:
+    """A running SCP; also a context manager that closes it."""
+
+    def __init__(self, options: ListenerOptions, handlers: Handlers) -> None:
+        self.options = options
+        self.handlers = handlers
+        self.gate = Gate(options.max_associations, options.max_associations_per_host)
+        self.closing = False
+        family = socket.getaddrinfo(options.bind, options.port, type=socket.SOCK_STREAM)[0][0]
+        self._server = socket.create_server((options.bind, options.port), family=family, backlog=_BACKLOG)
+        self.port = int(self._server.getsockname()[1])
+        self._connections: set[_Connection] = set()
+        self._thread = threading.Thread(target=self._accept, name=f"listener:{self.port}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self, grace_s: float = 10.0) -> None:
+        """No new connections; associations end after the message under way, or after `grace_s` seconds."""
+        self.closing = True
+        force_down(self._server)
+        self._thread.join()
+        self._server.close()
+        left = list(self._connections)
+        for connection in left:
+            if not connection.busy:
+                connection.force_down()
+        _join(left, grace_s)
+        for connection in left:
+            connection.force_down()
+        _join(left, grace_s)
+
+    def _accept(self) -> None:
+        while not self.closing:
+            try:
+                sock, address = self._server.accept()
+            except OSError as error:
+                if not self.closing:  # for instance EMFILE: others will close
+                    log.warning("cannot accept connections: %s", error.strerror)
+                    time.sleep(0.1)
+                continue
+            connection = _Connection(self, sock, str(address[0]))
+            self._connections.add(connection)
+            self.gate.enter(connection)
+            try:
+                connection.thread.start()
+            except RuntimeError:  # the system has no more threads for us
+                log.warning("%s: connection refused: no more threads", connection.host)
+                self.forget(connection)
+                sock.close()
+
+    def forget(self, connection: _Connection) -> None:
+        self.gate.leave(connection)
+        self._connections.discard(connection)
+
+
+class _Connection:
+    """One connection, its thread, and what its peer may do."""
+
+    def __init__(self, listener: Listener, sock: socket.socket, host: str) -> None:
+        self.host = host
+        self._listener = listener
+        self._sock = sock
+        self._acceptor: Acceptor | None = None
+        self.thread = threading.Thread(target=self._run, name=f"peer:{host}", daemon=True)
+
+    @property
+    def busy(self) -> bool:
+        return self._acceptor is not None and self._acceptor.busy
+
+    def force_down(self) -> None:
+        force_down(self._sock)
+
+    def _run(self) -> None:
+        try:
+            self._secure()
+            wire = Wire(self._sock, _SILENCE_S)
+            self._acceptor = Acceptor(wire, self.host, self, lambda: self._listener.closing)
+            self._acceptor.run()
+        except OSError as error:  # of the handshake
+            log.info("%s: no connection: %s", self.host, error)
+        finally:
+            self._sock.close()
+            self._listener.forget(self)
+
+    def _secure(self) -> None:
+        """The TLS handshake, here and not where connections are accepted: a silent peer holds up nobody else."""
+        self._sock.settimeout(_SILENCE_S)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._listener.options.ssl_context
+        if context is not None:
+            self._sock = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
+            self._sock.do_handshake()
+
+    def admit(self, request: Request, host: str) -> Offer | Refusal:
+        options = self._listener.options
+        if request.called_aet != options.ae_title.strip():
+            return CALLED_NOT_RECOGNISED
+        storage = _is_among(request.calling_aet, host, options.allow)
+        commitment = storage or _is_among(request.calling_aet, host, options.commitment_peers)
+        if not commitment and VERIFICATION not in request.abstract_syntaxes:
+            return CALLING_NOT_RECOGNISED
+        if not self._listener.gate.establish(self):
+            return LIMIT_EXCEEDED
+        known = storage or commitment
+        return Offer(
+            contexts=supported(storage=storage, commitment=commitment),
+            idle_timeout_s=options.idle_timeout_s if known else min(_SILENCE_S, options.idle_timeout_s),
+        )
+
+    def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
+        options, handlers = self._listener.options, self._listener.handlers
+        field, uid = command.field, context.abstract_syntax
+        if field == C_ECHO_RQ and uid == VERIFICATION:
+            return _Answer(SUCCESS)
+        if field == C_STORE_RQ and uid in STORAGE:
+            return StoreOperation(
+                peer, context, command, folder=options.incoming, has_room=handlers.has_room, store=handlers.store
+            )
+        if field in (N_ACTION_RQ, N_EVENT_REPORT_RQ) and uid == COMMITMENT:
+            among = options.allow if field == N_ACTION_RQ else options.commitment_peers
+            if not _is_among(peer.calling_aet, peer.host, among):
+                return _Answer(NOT_AUTHORISED)
+            return CommitmentOperation(
+                peer, context, command,
+                requested=handlers.commit_requested, reported=handlers.commit_reported,
+            )  # fmt: skip
+        return _Answer(UNRECOGNISED_OPERATION)
+
+
+class _Answer:
+    """An operation whose answer is known from the start; its data set, if any, is let pass."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def write(self, fragment: memoryview) -> None:
+        pass
+
+    def finish(self) -> int:
+        return self._status
+
+    def discard(self) -> None:
+        pass
+
+
+def _is_among(ae_title: str, host: str, peers: Iterable[tuple[str, str]]) -> bool:
+    return any(title.strip() == ae_title and _is_at(host, where) for title, where in peers)
+
+
+def _is_at(host: str, where: str) -> bool:
+    """Whether the address `host` is the address, or one of the addresses of the name, `where`."""
+    try:
+        return ipaddress.ip_address(where) == ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return host in {str(entry[4][0]) for entry in socket.getaddrinfo(where, None)}
+    except OSError as error:
+        log.warning("cannot look up the host %s of the allow list: %s", where, error.strerror)
+        return False
+
+
+def _join(connections: list[_Connection], grace_s: float) -> None:
+    deadline = time.monotonic() + grace_s
+    for connection in connections:
+        connection.thread.join(max(0.0, deadline - time.monotonic()))

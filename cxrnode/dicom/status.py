@@ -1,0 +1,38 @@
+"""DIMSE status codes that the node answers with (PS3.7 annex C, PS3.4 sections B.2.3 and J.3.2)."""
+
+from __future__ import annotations
+
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+NO_SUCH_EVENT_TYPE = 0x0113
+INVALID_ARGUMENT = 0x0115
+INVALID_SOP_INSTANCE = 0x0117
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+NO_SUCH_ACTION = 0x0123
+NOT_AUTHORISED = 0x0124
+UNRECOGNISED_OPERATION = 0x0211
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+UNABLE_TO_PROCESS = 0xC001
+
+# Error Comment (0000,0902), LO: at most 64 characters
+_TEXT = {
+    PROCESSING_FAILURE: "processing failure: see the node's log",
+    NO_SUCH_EVENT_TYPE: "event types are 1 and 2 (PS3.4 J.3.3)",
+    INVALID_ARGUMENT: "Transaction UID or referenced SOP sequence missing or invalid",
+    INVALID_SOP_INSTANCE: "the SOP Instance UID is missing or invalid",
+    SOP_CLASS_NOT_SUPPORTED: "not the SOP class of the presentation context",
+    NO_SUCH_ACTION: "the only action type is 1 (PS3.4 J.3.2)",
+    NOT_AUTHORISED: "this peer may not do that here: see the node's allow list",
+    UNRECOGNISED_OPERATION: "not an operation of this SOP class",
+    OUT_OF_RESOURCES: "out of storage: send again later",
+    DOES_NOT_MATCH: "the UIDs of command and data set differ",
+    CANNOT_UNDERSTAND: "the data set is empty, truncated or damaged",
+    UNABLE_TO_PROCESS: "could not be stored: see the node's log",
+}
+
+
+def comment(status: int) -> str:
+    """The Error Comment that goes with a failure; empty for a status that needs none."""
+    return _TEXT.get(status, "")

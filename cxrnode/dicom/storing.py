@@ -1,0 +1,157 @@
+"""C-STORE, SCP side (PS3.4 annex B): a data set becomes a Part 10 file (PS3.10 section 7.1) while it arrives.
+
+The bytes go from the socket's buffer into the file and through the hash; nothing holds the whole data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxrnode.dicom.dimse import Command
+from cxrnode.dicom.negotiation import IMPLEMENTATION_VERSION, Context
+from cxrnode.dicom.status import (
+    CANNOT_UNDERSTAND,
+    INVALID_SOP_INSTANCE,
+    OUT_OF_RESOURCES,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+)
+from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID, is_valid_uid
+from cxrnode.types import Peer
+
+_ASK_AGAIN_BYTES = 1 << 25  # of a data set, between two looks at the room on the disk
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingInstance:
+    """What C-STORE brought. The UIDs are the command's, valid as UIDs; nothing of the data set was looked at.
+
+    `path` is a whole Part 10 file, not yet durable. Who wants it moves it away; what still lies there after the answer
+    is deleted.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    peer: Peer
+    path: Path
+    data_set_at: int  # offset of the data set in the file, bytes
+    size_bytes: int  # of the file
+    sha256: str  # of the data set as it came, hex
+
+
+class StoreOperation:
+    """Receives one data set into `folder`, then asks `store` for the status.
+
+    A full disk, or `has_room` saying no, turns the rest of the data set away and answers 0xA700.
+    """
+
+    def __init__(
+        self, peer: Peer, context: Context, command: Command, *,
+        folder: Path, has_room: Callable[[], bool], store: Callable[[IncomingInstance], int],
+    ) -> None:  # fmt: skip
+        self._peer = peer
+        self._context = context
+        self._command = command
+        self._has_room = has_room
+        self._store = store
+        self._path = folder / f".{uuid.uuid4().hex}.part"
+        self._fd = -1
+        self._at = self._size = self._asked_at = 0
+        self._sha256 = hashlib.sha256()
+        self._refused = self._check()
+        if self._refused == SUCCESS:
+            self._open()
+
+    def write(self, fragment: memoryview) -> None:
+        if self._refused != SUCCESS:
+            return
+        if self._size - self._asked_at > _ASK_AGAIN_BYTES:
+            self._asked_at = self._size
+            if not self._has_room():
+                self._refuse("no room")
+                return
+        self._write(fragment)
+        self._sha256.update(fragment)
+
+    def finish(self) -> int:
+        if self._refused != SUCCESS:
+            return self._refused
+        if self._size == self._at:
+            return CANNOT_UNDERSTAND
+        self._close()
+        return self._store(
+            IncomingInstance(
+                sop_class_uid=self._command.sop_class_uid, sop_instance_uid=self._command.sop_instance_uid,
+                transfer_syntax_uid=self._context.transfer_syntax, peer=self._peer, path=self._path,
+                data_set_at=self._at, size_bytes=self._size, sha256=self._sha256.hexdigest(),
+            )
+        )  # fmt: skip
+
+    def discard(self) -> None:
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _check(self) -> int:
+        if self._command.sop_class_uid != self._context.abstract_syntax:
+            return SOP_CLASS_NOT_SUPPORTED
+        if not is_valid_uid(self._command.sop_instance_uid):
+            return INVALID_SOP_INSTANCE
+        return SUCCESS if self._has_room() else OUT_OF_RESOURCES
+
+    def _open(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._refuse(str(error.strerror))
+            return
+        head = part10_head(self._command, self._context, self._peer)
+        self._write(memoryview(head))
+        self._at = len(head)
+
+    def _write(self, data: memoryview) -> None:
+        self._size += len(data)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            self._refuse(str(error.strerror))
+
+    def _refuse(self, why: str) -> None:
+        log.error("cannot take an instance of %s: %s. Make room; the peer sends again", self._peer.calling_aet, why)
+        self._refused = OUT_OF_RESOURCES
+        self.discard()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def part10_head(command: Command, context: Context, peer: Peer) -> bytes:
+    """Preamble and File Meta Information (PS3.10 table 7.1-1), explicit VR little endian."""
+    body = b"".join([
+        struct.pack("<HH2sHL", 2, 0x0001, b"OB", 0, 2) + b"\0\1",
+        _text(0x0002, b"UI", command.sop_class_uid),
+        _text(0x0003, b"UI", command.sop_instance_uid),
+        _text(0x0010, b"UI", context.transfer_syntax),
+        _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+        _text(0x0013, b"SH", IMPLEMENTATION_VERSION),
+        _text(0x0016, b"AE", peer.calling_aet),
+    ])  # fmt: skip
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(body)) + body
+
+
+def _text(element: int, vr: bytes, text: str) -> bytes:
+    raw = text.encode("ascii")
+    raw += (b"\0" if vr == b"UI" else b" ") * (len(raw) % 2)
+    return struct.pack("<HH2sH", 2, element, vr, len(raw)) + raw

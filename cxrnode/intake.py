@@ -1,0 +1,209 @@
+"""Intake: from a received file to a durable file and a committed row; only then is the sender told (rule 1).
+
+    incoming/.NAME.part  --fsync-->  spool/STUDY/INSTANCE-DIGEST.dcm  --fsync of the folders-->  row  -->  0x0000
+
+A crash before the row leaves at most a file that nobody was told about; the next start deletes it. Below the data
+folder, `incoming` and `spool` belong to the intake alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import Dataset
+from pydicom import uid as uids
+
+from cxrnode.dicom.commitment import PARSING
+from cxrnode.dicom.complete import is_cut_short
+from cxrnode.dicom.header import instance_header
+from cxrnode.dicom.read import read_header
+from cxrnode.dicom.scp import IncomingInstance
+from cxrnode.dicom.status import CANNOT_UNDERSTAND, DOES_NOT_MATCH, OUT_OF_RESOURCES, SUCCESS, UNABLE_TO_PROCESS
+from cxrnode.errors import CxrnodeError, Rejected, StorageFullError
+from cxrnode.store.spool import storage_errors
+from cxrnode.types import InstanceHeader, Peer, Reason, Receipt, ReceivedInstance
+
+_SWEEP_PATHS = 500  # asked of the database at a time
+
+log = logging.getLogger(__name__)
+
+Record = Callable[[Sequence[ReceivedInstance]], Sequence[Receipt]]
+
+
+class Intake:
+    """The spool of one data folder.
+
+    record: commits the rows of several instances in one transaction, whole or not at all; StorageFullError when the
+    disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
+    goes before what is routine, from its header and its sender. Nothing is taken with less than `watermark_bytes` free.
+
+    Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, record: Record, known: Callable[[Sequence[Path]], set[Path]],
+        is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int,
+    ) -> None:  # fmt: skip
+        self.incoming = data_dir / "incoming"
+        self._data_dir = data_dir
+        self._spool = data_dir / "spool"
+        self._is_stat = is_stat
+        self._watermark_bytes = watermark_bytes
+        self._commits = _GroupCommit(record)
+        with storage_errors(data_dir):
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            self._spool.mkdir(exist_ok=True)
+            _sync(data_dir)
+        self._sweep(known)
+
+    def has_room(self) -> bool:
+        return shutil.disk_usage(self._data_dir).free >= self._watermark_bytes
+
+    def store(self, incoming: IncomingInstance) -> int:
+        """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
+        try:
+            ds, header = _read(incoming)
+            if (header.sop_instance_uid, header.sop_class_uid) != (incoming.sop_instance_uid, incoming.sop_class_uid):
+                return DOES_NOT_MATCH
+            if not self.has_room():
+                return OUT_OF_RESOURCES
+            _sync(incoming.path)
+            instance = _received(incoming, header, stat=self._is_stat(ds, incoming.peer))
+            receipt = self._commits.add(instance, self._place(incoming.path, instance.path))
+        except Rejected as rejected:
+            log.warning("refused an instance of %s: %s", incoming.peer.calling_aet, rejected.rejection.reason.text)
+            return CANNOT_UNDERSTAND
+        except StorageFullError as full:
+            log.warning("%s", full)
+            return OUT_OF_RESOURCES
+        except CxrnodeError as error:
+            log.warning("%s", error)
+            return UNABLE_TO_PROCESS
+        if receipt is not Receipt.NEW:
+            log.warning("%s from %s: %s", receipt, incoming.peer.calling_aet, instance.sop_instance_uid)
+        return SUCCESS
+
+    def _place(self, durable: Path, path: Path) -> tuple[Path, ...]:
+        """Rename into the spool; the folders to sync. A file of that name holds the same bytes, and stays."""
+        final = self._data_dir / path
+        with storage_errors(final):
+            final.parent.mkdir(exist_ok=True)
+            if not final.exists():
+                durable.rename(final)
+        return self._spool, final.parent
+
+    def _sweep(self, known: Callable[[Sequence[Path]], set[Path]]) -> None:
+        """Files without a row were never acknowledged: their sender still has them."""
+        for leftover in self.incoming.iterdir():
+            leftover.unlink()
+        files = (path.relative_to(self._data_dir) for path in self._spool.glob("*/*.dcm"))
+        swept = 0
+        while paths := list(islice(files, _SWEEP_PATHS)):
+            for orphan in set(paths) - known(paths):
+                (self._data_dir / orphan).unlink()
+                swept += 1
+        if swept:
+            log.warning("deleted %d files of the spool that were never acknowledged", swept)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    instance: ReceivedInstance
+    folders: tuple[Path, ...]
+    receipt: Receipt | None = None
+    error: CxrnodeError | OSError | None = None
+
+
+class _GroupCommit:
+    """Instances that arrive at the same time share the fsyncs of the folders and one transaction.
+
+    Whoever comes first commits for all that wait; nobody waits for company.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._waiting: deque[_Entry] = deque()
+        self._turn = threading.Lock()
+
+    def add(self, instance: ReceivedInstance, folders: tuple[Path, ...]) -> Receipt:
+        """Raises what the folders' fsync or `record` raised."""
+        entry = _Entry(instance=instance, folders=folders)
+        self._waiting.append(entry)
+        with self._turn:
+            if entry.receipt is None and entry.error is None:
+                self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if entry.receipt is None:
+            raise entry.error or RuntimeError("the thread that committed for this one failed")
+        return entry.receipt
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            for folder in sorted({folder for entry in batch for folder in entry.folders}):
+                _sync(folder)
+            receipts = self._record([entry.instance for entry in batch])
+        except (CxrnodeError, OSError) as error:
+            if len(batch) > 1 and not isinstance(error, StorageFullError):
+                for entry in batch:  # one of them may be to blame
+                    self._commit([entry])
+                return
+            for entry in batch:
+                entry.error = error
+            return
+        for entry, receipt in zip(batch, receipts, strict=True):
+            entry.receipt = receipt
+
+
+def _read(incoming: IncomingInstance) -> tuple[Dataset, InstanceHeader]:
+    """The header of a data set that is all there. Raises Rejected."""
+    with incoming.path.open("rb") as f:
+        with PARSING:
+            ds = read_header(f)
+            header = instance_header(ds)
+        if incoming.transfer_syntax_uid != uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
+            _require_whole(f, incoming, ds)
+    return ds, header
+
+
+def _require_whole(f: BinaryIO, incoming: IncomingInstance, ds: Dataset) -> None:
+    little = incoming.transfer_syntax_uid != uids.ExplicitVRBigEndian
+    with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if is_cut_short(data, incoming.data_set_at, implicit=bool(ds.original_encoding[0]), little=little):
+            raise Rejected(Reason.TRUNCATED)
+
+
+def _received(incoming: IncomingInstance, header: InstanceHeader, *, stat: bool) -> ReceivedInstance:
+    return ReceivedInstance(
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        transfer_syntax_uid=incoming.transfer_syntax_uid,
+        peer=incoming.peer,
+        path=Path("spool", header.study_instance_uid, f"{header.sop_instance_uid}-{incoming.sha256[:16]}.dcm"),
+        sha256=incoming.sha256,
+        size_bytes=incoming.size_bytes,
+        received_at=time.time(),
+        stat=stat,
+        kept=header.kept,
+    )
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file or a folder. Raises StorageFullError."""
+    with storage_errors(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

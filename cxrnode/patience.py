@@ -1,0 +1,53 @@
+"""How often a peer that fails is tried: exponential backoff with full jitter, and a breaker."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+_BREAKER_OPENS = 3  # failures in a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Exponential backoff with full jitter."""
+
+    first_wait_s: float
+    longest_wait_s: float
+    attempts: int | None = None  # after so many what is left counts as refused; None: for ever
+
+    def wait_s(self, failures: int) -> float:
+        """How long to wait after so many failures in a row, at least one."""
+        most = self.first_wait_s * 2.0 ** min(failures - 1, 30)
+        return random.uniform(0.0, min(self.longest_wait_s, most))  # noqa: S311 (jitter)
+
+
+FOR_EVER = Patience(first_wait_s=1.0, longest_wait_s=60.0)
+ONE_RUN = Patience(first_wait_s=2.0, longest_wait_s=8.0, attempts=4)
+
+
+@dataclass(slots=True, kw_only=True)
+class Breaker:
+    """Keeps a destination that fails from being tried all the time; one answer to a request closes it."""
+
+    patience: Patience
+    failures: int = 0  # in a row
+    why: str = ""
+    _until: float = 0.0  # monotonic, s
+
+    @property
+    def wait_s(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    @property
+    def is_open(self) -> bool:
+        return self.failures >= _BREAKER_OPENS
+
+    def failed(self, why: str) -> None:
+        self.failures += 1
+        self.why = why
+        self._until = time.monotonic() + self.patience.wait_s(self.failures)
+
+    def succeeded(self) -> None:
+        self.failures, self._until = 0, 0.0

@@ -1,0 +1,246 @@
+"""Composition root of the node: builds each stage of `cxrnode serve` from the configuration and runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from pydicom import Dataset
+
+from cxrnode import __version__
+from cxrnode.commit import CommitmentAnswers
+from cxrnode.config import Config, StatRule, load_config
+from cxrnode.deliver import Deliverer
+from cxrnode.dicom.scp import CommitmentReport, Handlers, ListenerOptions, start_listener
+from cxrnode.dicom.status import SUCCESS
+from cxrnode.dicom.tls import client_context, server_context
+from cxrnode.errors import StoreError
+from cxrnode.health import HealthServer
+from cxrnode.intake import Intake
+from cxrnode.monitor import Monitor
+from cxrnode.store import ledger
+from cxrnode.store.commitments import Commitments
+from cxrnode.store.database import Database
+from cxrnode.store.outbox import Outbox
+from cxrnode.store.queue import ENGINE, Queue
+from cxrnode.store.spool import sweep_partial
+from cxrnode.store.studies import Studies
+from cxrnode.supervisor import Supervisor
+from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
+
+DATABASE_NAME = "ledger.sqlite"
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_database(config: Path | Config) -> Iterator[Database]:
+    """The store that the configuration names. Raises ConfigError, StoreError."""
+    loaded = load_config(config) if isinstance(config, Path) else config
+    where: Path | str = loaded.node.database.get_secret_value()
+    if where == "sqlite":
+        loaded.node.data_dir.mkdir(parents=True, exist_ok=True)
+        where = loaded.node.data_dir / DATABASE_NAME
+    database = Database(where)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def run_stage(config: Config, stage: str, stopping: threading.Event) -> None:
+    """Run one stage until `stopping` is set; what is in hand is brought to its end."""
+    run = {"intake": run_intake, "analyse": run_analyse, "deliver": run_deliver}[stage]
+    with open_database(config) as database:
+        with database.begin() as c:
+            ledger.append(c, "stage_started", actor=stage, software=__version__, host=socket.gethostname())
+        run(config, database, stopping)
+        with database.begin() as c:
+            ledger.append(c, "stage_stopped", actor=stage)
+
+
+# --- intake ---------------------------------------------------------------------------------------------------------
+
+
+def run_intake(config: Config, database: Database, stopping: threading.Event) -> None:
+
+    queue, outbox = Queue("intake"), Outbox("intake")
+
+    def record(batch: Sequence[ReceivedInstance]) -> list[Receipt]:
+        with database.begin() as c:
+            return queue.receive(c, batch)
+
+    def known(paths: Sequence[Path]) -> set[Path]:
+        with database.begin(shared=True) as c:
+            return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
+
+    def reported(report: CommitmentReport) -> int:
+        with database.begin() as c:
+            committed = [uid for _, uid in report.committed]
+            failed = [(uid, reason) for (_, uid), reason in report.failed]
+            if not outbox.answered(c, report.transaction_uid, committed, failed):
+                log.warning("%s: a storage commitment report of a transaction that is not open", report.peer.host)
+        return SUCCESS
+
+    with ExitStack() as stack:
+        stack.enter_context(_alone(config.node.data_dir, "intake"))
+        intake = Intake(
+            config.node.data_dir, record=record, known=known, is_stat=is_stat(config.analyse.stat),
+            watermark_bytes=config.receive.disk_watermark_mb * 2**20,
+        )  # fmt: skip
+        answers = CommitmentAnswers(
+            database=database, commitments=Commitments("intake"), root=config.node.data_dir,
+            calling_ae_title=config.node.ae_title, peers=_commitment_peers(config),
+        )  # fmt: skip
+        handlers = Handlers(
+            store=intake.store, has_room=intake.has_room, commit_requested=answers.requested, commit_reported=reported
+        )
+        for options in _listeners(config, intake.incoming):
+            listener = stack.enter_context(start_listener(options, handlers))
+            log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.ssl_context else "")
+        thread = threading.Thread(target=answers.run, args=(stopping,), name="commitment answers")
+        thread.start()
+        stack.callback(thread.join)
+        stopping.wait()
+
+
+def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
+    """The plain port, and the TLS port where there is one."""
+
+    node, receive = config.node, config.receive
+    plain = ListenerOptions(
+        ae_title=node.ae_title, bind=node.bind, port=node.port, incoming=incoming,
+        allow=tuple((a.ae_title, a.host) for a in receive.allow),
+        commitment_peers=tuple((d.ae_title, d.host) for d in config.destination if d.storage_commitment),
+        max_associations=receive.max_associations, max_associations_per_host=receive.max_associations_per_host,
+        idle_timeout_s=receive.idle_timeout_s,
+    )  # fmt: skip
+    if receive.tls is None:
+        return [plain]
+    t = receive.tls
+    context = server_context(
+        certificate=t.certificate, key=t.key, ca=t.ca, require_client_certificate=t.require_client_certificate
+    )
+    return [plain, replace(plain, port=t.port, ssl_context=context)]
+
+
+def _commitment_peers(config: Config) -> Mapping[tuple[str, str], Destination]:
+    return {
+        (a.ae_title, a.host): Destination(ae_title=a.ae_title, host=a.host, port=a.port)
+        for a in config.receive.allow
+        if a.port
+    }
+
+
+def is_stat(rules: Sequence[StatRule]) -> Callable[[Dataset, Peer], bool]:
+    def matches(ds: Dataset, peer: Peer) -> bool:
+        return any(_matches(rule, ds, peer) for rule in rules)
+
+    return matches
+
+
+def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
+    if rule.calling_ae is not None:
+        return peer.calling_aet == rule.calling_ae
+    return str(ds.get(rule.attribute or "", "")).strip().upper() == str(rule.value).strip().upper()
+
+
+# --- analyse --------------------------------------------------------------------------------------------------------
+
+
+def run_analyse(config: Config, database: Database, stopping: threading.Event) -> None:
+    from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
+    from cxrnode.inference import inference  # noqa: PLC0415
+    from cxrnode.pool import Pool, default_workers  # noqa: PLC0415
+    from cxrnode.report.context import ReportContext  # noqa: PLC0415
+    from cxrnode.workers import Output  # noqa: PLC0415
+    from engines.bundle import load_bundle  # noqa: PLC0415
+    from engines.load import make_engine  # noqa: PLC0415
+
+    analyse, workers = config.analyse, default_workers()
+    bundle, queue = load_bundle(analyse.bundle), Queue("analyse")
+    sweep_partial(config.node.data_dir / "dicom")
+    with (
+        inference(make_engine(analyse.engine, bundle, threads=max(1, round(workers / 4)))) as active,
+        closing(Pool(workers, preload="cxrnode.workers")) as pool,
+    ):
+        engine = active.wait()
+        with database.begin() as c:
+            queue.set_setting(c, ENGINE, {"engine": engine, "bundle": bundle.name, "digest": bundle.digest})
+            ledger.append(c, "engine_verified", actor="analyse", engine=engine, bundle=bundle.digest)
+        log.info("%s verified with %s %s", engine, bundle.name, bundle.manifest.version)
+        context = ReportContext(
+            bundle=bundle, engine=engine, analysed_at=datetime.now().astimezone(), software_version=__version__
+        )
+        options = AnalyseOptions(
+            batch_size=analyse.batch_size, max_wait_s=analyse.max_wait_ms / 1000,
+            window=analyse.batch_size + 2 * workers, quiet_s=config.report.study_quiet_s,
+            report_not_analysed=config.report.not_analysed == "report", destinations=tuple(d.name for d in config.destination),
+            until_dry=False,
+        )  # fmt: skip
+        Analyser(
+            database=database, queue=queue, studies=Studies("analyse"), outbox=Outbox("analyse"), pool=pool,
+            inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
+            on_done=lambda n: log.info("%d images analysed", n),
+            on_reported=lambda studies: log.info("%d studies reported", len(studies)), stopping=stopping,
+        ).run()  # fmt: skip
+
+
+# --- deliver --------------------------------------------------------------------------------------------------------
+
+
+def run_deliver(config: Config, database: Database, stopping: threading.Event) -> None:
+    deliverer = Deliverer(
+        destinations=destinations(config), root=config.node.data_dir, database=database, outbox=Outbox("deliver"),
+        calling_ae_title=config.node.ae_title,
+    )  # fmt: skip
+    deliverer.start()
+    stopping.wait()
+    deliverer.stop()
+
+
+def destinations(config: Config) -> list[Destination]:
+    """Raises StoreError, ConfigError where the TLS material cannot be used."""
+    tls = config.send.tls
+    context = None
+    if tls:
+        context = client_context(ca=tls.ca, certificate=tls.certificate, key=tls.key, verify_host=tls.verify_host)
+    return [
+        Destination(
+            name=d.name, ae_title=d.ae_title, host=d.host, port=d.port, storage_commitment=d.storage_commitment,
+            tls=context if d.tls else None,
+        )
+        for d in config.destination
+    ]  # fmt: skip
+
+
+@contextmanager
+def _alone(folder: Path, stage: str) -> Iterator[None]:
+    """One process of this stage on this folder. Raises StoreError where another one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{stage}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"another cxrnode {stage} works on {folder}: stop it, or give this one its own") from None
+        yield
+
+
+# --- the node -------------------------------------------------------------------------------------------------------
+
+
+def run_node(config: Config, supervisor: Supervisor) -> None:
+    """Every stage in its own process, and the HTTP pages that say how they are."""
+
+    with open_database(config) as database:
+        with database.begin() as c:
+            Queue("node").set_setting(c, ENGINE, None)  # what was verified before this start counts no more
+        monitor = Monitor(config=config, database=database, supervisor=supervisor)
+        with HealthServer(config.http.bind, config.http.port, checks=monitor.checks, metrics=monitor.measures):
+            supervisor.run()

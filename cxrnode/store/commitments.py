@@ -1,0 +1,83 @@
+"""What peers asked us to commit to, until they have their answer (PS3.4 annex J, we as SCP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select, update
+
+from cxrnode.store import ledger
+from cxrnode.store.schema import commitment_request as request
+from cxrnode.store.schema import instance
+
+_MOST_WAIT_S = 3600.0  # between attempts to answer; beyond it the clock was set back
+
+Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """A request that waits for its answer."""
+
+    transaction_uid: str
+    calling_aet: str
+    host: str
+    instances: tuple[Reference, ...]
+    attempts: int
+
+
+class Commitments:
+    """All methods take the connection of the caller's transaction. `now` is in seconds since 1970, UTC."""
+
+    def __init__(self, actor: str) -> None:
+        self._actor = actor
+
+    def ask(
+        self, c: Connection, transaction_uid: str, calling_aet: str, host: str, instances: Sequence[Reference]
+    ) -> None:
+        """Take a request in. One whose Transaction UID is known is the same request, and is answered once more."""
+        again = {"answered_at": None, "attempts": 0, "not_before": 0.0}
+        mine = request.c.transaction_uid == transaction_uid
+        if not c.execute(update(request).where(mine).values(**again)).rowcount:
+            row = {"transaction_uid": transaction_uid, "calling_aet": calling_aet, "host": host}
+            c.execute(insert(request).values(instances=[list(i) for i in instances], **row))
+        ledger.append(
+            c, "commitment_asked", actor=self._actor, transaction_uid=transaction_uid, calling_aet=calling_aet,
+            host=host, instances=len(instances),
+        )  # fmt: skip
+
+    def due(self, c: Connection, *, now: float) -> list[OpenRequest]:
+        wait = (request.c.not_before <= now) | (request.c.not_before > now + _MOST_WAIT_S)
+        query = select(request).where(request.c.answered_at.is_(None), wait).order_by(request.c.not_before)
+        return [
+            OpenRequest(
+                transaction_uid=row.transaction_uid, calling_aet=row.calling_aet, host=row.host,
+                instances=tuple((i[0], i[1]) for i in row.instances), attempts=row.attempts,
+            )
+            for row in c.execute(query)
+        ]  # fmt: skip
+
+    def held(self, c: Connection, instances: Sequence[Reference]) -> dict[Reference, list[Path]]:
+        """Where each of these lies, as received: one that is not here was never received, or is deleted since."""
+        uids = [uid for _, uid in instances]
+        query = select(instance.c.sop_class_uid, instance.c.sop_instance_uid, instance.c.path).where(
+            instance.c.sop_instance_uid.in_(uids), instance.c.received_at.is_not(None)
+        )
+        found: dict[Reference, list[Path]] = {}
+        for row in c.execute(query):
+            found.setdefault((row.sop_class_uid, row.sop_instance_uid), []).append(Path(row.path))
+        return {i: found[i] for i in instances if i in found}
+
+    def answered(self, c: Connection, asked: OpenRequest, *, now: float, kept: int, missing: int) -> None:
+        mine = request.c.transaction_uid == asked.transaction_uid
+        c.execute(update(request).where(mine).values(answered_at=now, attempts=asked.attempts + 1))
+        ledger.append(
+            c, "commitment_answered", actor=self._actor, transaction_uid=asked.transaction_uid, kept=kept,
+            missing=missing, calling_aet=asked.calling_aet, host=asked.host,
+        )  # fmt: skip
+
+    def postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:
+        mine = request.c.transaction_uid == asked.transaction_uid
+        c.execute(update(request).where(mine).values(not_before=not_before, attempts=asked.attempts + 1))

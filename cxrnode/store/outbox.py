@@ -1,0 +1,295 @@
+"""The outbox: what is to be sent to whom, and what became of it.
+
+A delivery goes pending -> sent -> committed. It is made in the transaction that reports its study, so that nothing is
+sent that was not reported, and nothing that was reported is forgotten. What was stored at the peer while its answer was
+lost is sent again: the SOP Instance UID is the same, so the peer holds it once. A claim is a lease, as in the queue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, update
+
+from cxrnode.store import ledger
+from cxrnode.store.objects import result_object
+from cxrnode.store.queue import STAT, Lease
+from cxrnode.store.schema import delivery, job, result
+from cxrnode.store.upsert import upsert
+from cxrnode.types import ResultObject
+
+PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
+MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
+ASK_AGAIN_S = 3600.0  # an archive may commit hours later: each further request waits as long as it took so far
+_LONGEST_ASK_S = 86_400.0
+# No lease and no retry is longer: a time further ahead was written before the clock was set back, and holds nothing up
+LONGEST_WAIT_S = 1800.0
+_FREE = {"lease_owner": None, "lease_until": None}
+_ASKED_BEFORE = ""  # a transaction that is over, and no answer can name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One result on its way to one destination."""
+
+    id: int
+    destination: str
+    state: str
+    attempts: int  # tries so far; of what the peer took at least once, how often it took it
+    updated_at: float  # when its state changed last, seconds since 1970, UTC
+    made: ResultObject
+
+
+class Outbox:
+    """All methods take the connection of the caller's transaction. `now` is in seconds since 1970, UTC."""
+
+    def __init__(self, actor: str, *, resend_wait_s: float = 60.0) -> None:
+        self._actor = actor
+        self._resend_wait_s = resend_wait_s  # doubled each time: an archive may index what it took only later
+
+    # -- in
+
+    def enqueue(
+        self, c: Connection, result_uids: Sequence[str], destinations: Iterable[str], *, now: float | None = None
+    ) -> int:
+        """Have these results sent, in this order; what is in the outbox already stays as it is. Returns how many."""
+        if not result_uids:
+            return 0
+        place = case({uid: n for n, uid in enumerate(result_uids)}, value=result.c.sop_instance_uid)
+        wanted = result.c.sop_instance_uid.in_(result_uids)
+        return sum(self._enqueue(c, wanted, place, destination, now) for destination in destinations)
+
+    def enqueue_all(self, c: Connection, destination: str, *, now: float) -> int:
+        """Have every result sent, study by study; what is in the outbox already stays as it is. Returns how many."""
+        first_of_study = func.min(result.c.id).over(partition_by=result.c.study_instance_uid)
+        return self._enqueue(c, true(), first_of_study, destination, now)
+
+    def _enqueue(
+        self, c: Connection, wanted: ColumnElement[bool], order: Any, destination: str, now: float | None
+    ) -> int:
+        now = time.time() if now is None else now
+        there = delivery.alias()
+        in_outbox = select(there.c.id).where(
+            there.c.result_uid == result.c.sop_instance_uid, there.c.destination == destination
+        )
+        stat = select(job.c.id).where(job.c.study_instance_uid == result.c.study_instance_uid, job.c.priority == STAT)
+        row: dict[str, Any] = {
+            "result_uid": result.c.sop_instance_uid,
+            "destination": literal(destination),
+            "state": literal(PENDING),
+            "attempts": literal(0),
+            "not_before": case((stat.exists(), 0.0), else_=now),  # claims go by it: STAT first, then by age
+            "status": literal(""),
+            "updated_at": literal(now),
+        }
+        rows = select(*row.values()).where(wanted, ~in_outbox.exists()).order_by(order, result.c.id)
+        statement = upsert(delivery).from_select(list(row), rows).on_conflict_do_nothing()
+        added = c.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
+        if added:
+            ledger.append(c, "delivery_queued", actor=self._actor, destination=destination, results=added)
+        return added
+
+    # -- out
+
+    def due(self, c: Connection, destination: str, *, now: float) -> bool:
+        """Whether a claim would give anything."""
+        return _any(c, _claimable(destination, now))
+
+    def waiting(self, c: Connection, destination: str) -> int:
+        """How many deliveries have not arrived and may still."""
+        query = select(func.count()).select_from(delivery).where(_in_state(destination, PENDING))
+        return int(c.execute(query).scalar_one())
+
+    def claim(self, c: Connection, destination: str, lease: Lease, *, limit: int) -> list[Delivery]:
+        """The next deliveries that are due, the caller's until the lease ends; STAT first, a study's in one piece."""
+        claimed = _pick(c, _claimable(destination, lease.now), limit)
+        _update(c, claimed, lease_owner=lease.owner, lease_until=lease.until)
+        return claimed
+
+    def heartbeat(self, c: Connection, destination: str, lease: Lease) -> int:
+        """Keep the leases that the owner still has; returns how many."""
+        held = and_(_in_state(destination, PENDING), delivery.c.lease_owner == lease.owner)
+        return c.execute(update(delivery).where(held).values(lease_until=lease.until)).rowcount
+
+    def release(self, c: Connection, destination: str, *, owner: str) -> None:
+        """Hand back what the owner claimed and did not try."""
+        held = and_(_in_state(destination, PENDING), delivery.c.lease_owner == owner)
+        c.execute(update(delivery).where(held).values(**_FREE))
+
+    def sent(self, c: Connection, d: Delivery, *, owner: str, now: float, status: str) -> bool:
+        """The peer took it. False: the lease was lost, nothing changed."""
+        tries = case((delivery.c.transaction_uid.is_(None), 1), else_=delivery.c.attempts + 1)
+        values = {"state": SENT, "attempts": tries, "not_before": now}
+        return self._end(c, d, owner, "delivered", status=status, updated_at=now, **values)
+
+    def retry(self, c: Connection, d: Delivery, *, owner: str, now: float, not_before: float, status: str) -> bool:
+        """It did not arrive, or the peer has no room now: once more, later. False: the lease was lost."""
+        values = {"attempts": delivery.c.attempts + 1, "not_before": not_before}
+        return self._end(c, d, owner, "delivery_postponed", status=status, updated_at=now, **values)
+
+    def refused(self, c: Connection, d: Delivery, *, owner: str, now: float, status: str) -> bool:
+        """The peer will not have it. False: the lease was lost."""
+        values = {"state": REFUSED, "attempts": delivery.c.attempts + 1}
+        return self._end(c, d, owner, "delivery_failed", status=status, updated_at=now, **values)
+
+    def _end(self, c: Connection, d: Delivery, owner: str, kind: str, *, status: str, **values: Any) -> bool:
+        ours = update(delivery).where(
+            delivery.c.id == d.id, delivery.c.state == PENDING, delivery.c.lease_owner == owner
+        )
+        if c.execute(ours.values(status=status, **values, **_FREE)).rowcount != 1:
+            return False
+        self._audit(c, kind, d, status=status)
+        return True
+
+    # -- for the outbox's only sender: run-batch
+
+    def give_up(self, c: Connection, destination: str, *, now: float, status: str, limit: int) -> int:
+        """End what still waits as refused, so many at a time; returns how many."""
+        waiting = _pick(c, _in_state(destination, PENDING), limit)
+        _update(c, waiting, state=REFUSED, updated_at=now, status=status, **_FREE)
+        for d in waiting:
+            self._audit(c, "delivery_failed", d, status=status)
+        return len(waiting)
+
+    def reopen(self, c: Connection, destination: str, *, now: float) -> None:
+        """Have what was refused, and what a killed sender left behind, sent as if it were new."""
+        unsent = and_(delivery.c.destination == destination, delivery.c.state.in_((PENDING, REFUSED)))
+        values = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now, "transaction_uid": None}
+        reopened = c.execute(update(delivery).where(unsent).values(**values, **_FREE)).rowcount
+        if reopened:
+            ledger.append(c, "delivery_reopened", actor=self._actor, destination=destination, results=reopened)
+
+    # -- storage commitment (PS3.4 annex J)
+
+    def uncommitted(self, c: Connection, destination: str, *, now: float) -> bool:
+        """Whether a request would ask for anything."""
+        return _any(c, _askable(destination, now))
+
+    def requested(
+        self, c: Connection, destination: str, transaction_uid: str, *, now: float, limit: int,
+        ask_again_s: float = ASK_AGAIN_S,
+    ) -> list[Delivery]:  # fmt: skip
+        """What this transaction asks for: sent, and never asked for or without an answer for long.
+
+        To be committed before it is asked: the answer may come at once, to another process. From then on an answer
+        to an earlier transaction counts no more.
+        """
+        asked = _pick(c, _askable(destination, now), limit)
+        for d in asked:
+            wait = min(max(ask_again_s, now - d.updated_at), _LONGEST_ASK_S)
+            _update(c, [d], transaction_uid=transaction_uid, not_before=now + wait)
+        for study, of_study in groupby(asked, lambda d: d.made.study_instance_uid):
+            ledger.append(
+                c, "commitment_requested", actor=self._actor, study_instance_uid=study, destination=destination,
+                transaction_uid=transaction_uid, sop_instance_uids=[d.made.sop_instance_uid for d in of_study],
+            )  # fmt: skip
+        return asked
+
+    def not_asked(
+        self, c: Connection, destination: str, transaction_uid: str, *, not_before: float, status: str
+    ) -> None:
+        """The peer did not take this request: another, later."""
+        mine = and_(_in_state(destination, SENT), delivery.c.transaction_uid == transaction_uid)
+        c.execute(update(delivery).where(mine).values(not_before=not_before, status=status))
+        ledger.append(
+            c, "commitment_postponed", actor=self._actor, destination=destination, transaction_uid=transaction_uid,
+            status=status,
+        )  # fmt: skip
+
+    def answered(
+        self,
+        c: Connection,
+        transaction_uid: str,
+        committed: Sequence[str],
+        failed: Sequence[tuple[str, int]],
+        *,
+        now: float | None = None,
+    ) -> bool:
+        """Record what a peer reports of a transaction: SOP Instance UIDs, and FailureReasons (0008,1197).
+
+        What it does not keep is sent again, MAX_COMMITMENTS times. False: no delivery's newest transaction has this
+        UID (unknown, or one that was asked again under another); nothing changed. A report that comes twice changes
+        nothing the second time.
+        """
+        now = time.time() if now is None else now
+        asked = _pick(c, delivery.c.transaction_uid == transaction_uid, None) if transaction_uid else []
+        reasons = dict(failed)
+        for d in asked:
+            uid = d.made.sop_instance_uid
+            if d.state != SENT:
+                continue
+            if uid in reasons:
+                self._not_kept(c, d, reasons[uid], now)
+            elif uid in committed:
+                _update(c, [d], state=COMMITTED, updated_at=now)
+                self._audit(c, "committed", d, transaction_uid=transaction_uid)
+        return bool(asked)
+
+    def _not_kept(self, c: Connection, d: Delivery, reason: int, now: float) -> None:
+        status = f"not committed: 0x{reason:04X}"
+        state = PENDING if d.attempts < MAX_COMMITMENTS else REFUSED
+        not_before = now + min(self._resend_wait_s * 2 ** (d.attempts - 1), LONGEST_WAIT_S)
+        over = {"transaction_uid": _ASKED_BEFORE, "not_before": not_before, "updated_at": now}
+        _update(c, [d], state=state, status=status, **over)
+        self._audit(c, "commitment_failed", d, status=status, resend=state == PENDING)
+
+    def _audit(self, c: Connection, kind: str, d: Delivery, **detail: object) -> None:
+        ledger.append(
+            c, kind, actor=self._actor, study_instance_uid=d.made.study_instance_uid, destination=d.destination,
+            sop_instance_uid=d.made.sop_instance_uid, **detail,
+        )  # fmt: skip
+
+
+def _in_state(destination: str, state: str) -> ColumnElement[bool]:
+    return and_(delivery.c.destination == destination, delivery.c.state == state)
+
+
+def _claimable(destination: str, now: float) -> ColumnElement[bool]:
+    until = delivery.c.lease_until
+    free = or_(until.is_(None), until <= now, until > now + LONGEST_WAIT_S)
+    return and_(_in_state(destination, PENDING), _due(now, LONGEST_WAIT_S), free)
+
+
+def _askable(destination: str, now: float) -> ColumnElement[bool]:
+    return and_(_in_state(destination, SENT), _due(now, _LONGEST_ASK_S))
+
+
+def _due(now: float, longest_s: float) -> ColumnElement[bool]:
+    return or_(delivery.c.not_before <= now, delivery.c.not_before > now + longest_s)
+
+
+def _any(c: Connection, which: ColumnElement[bool]) -> bool:
+    return c.execute(select(delivery.c.id).where(which).limit(1)).first() is not None
+
+
+def _pick(c: Connection, which: ColumnElement[bool], limit: int | None) -> list[Delivery]:
+    """Rows for the caller to change in this transaction; what another one changes just now is passed over."""
+    ours = (delivery.c.id.label("delivery_id"), delivery.c.destination, delivery.c.state, delivery.c.attempts)
+    query = (
+        select(*ours, delivery.c.updated_at, result)
+        .join(result, result.c.sop_instance_uid == delivery.c.result_uid)
+        .where(which)
+        .order_by(delivery.c.not_before, delivery.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=limit is not None, of=delivery)
+    )
+    return [
+        Delivery(
+            id=row.delivery_id,
+            destination=row.destination,
+            state=row.state,
+            attempts=row.attempts,
+            updated_at=row.updated_at,
+            made=result_object(row),
+        )
+        for row in c.execute(query)
+    ]
+
+
+def _update(c: Connection, picked: Sequence[Delivery], **values: Any) -> None:
+    if picked:
+        c.execute(update(delivery).where(delivery.c.id.in_([d.id for d in picked])).values(**values))

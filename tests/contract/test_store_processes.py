@@ -1,0 +1,122 @@
+"""Several processes on one store: one unbroken ledger, nothing claimed twice, nobody stuck. On both databases."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue
+from cxrnode.store.schema import instance
+from cxrnode.store.studies import Studies
+from tests.support.postgres import Postgres
+from tests.support.store import NOW, analysed, claim, item, lease, received
+
+PROCESSES = 3
+RECORDS, ROUNDS = 100, 30
+_barriers: list[Barrier] = []  # of this process: a pool passes one on at its start alone
+
+
+Work = Callable[[Database, int], list[int]]
+
+
+def in_processes(work: Work, where: Path | str) -> list[list[int]]:
+    context = get_context("spawn")
+    together = context.Barrier(PROCESSES)
+    with ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=_wait_with, initargs=(together,)) as pool:
+        return list(pool.map(_run, [work] * PROCESSES, [where] * PROCESSES, range(PROCESSES)))
+
+
+def _wait_with(together: Barrier) -> None:
+    _barriers.append(together)
+
+
+def _run(work: Work, where: Path | str, number: int) -> list[int]:
+    database = Database(where)
+    _barriers[0].wait(timeout=60)  # without it, a process has done its work before the next has read its imports
+    try:
+        return work(database, number)
+    finally:
+        database.close()
+
+
+def append(database: Database, number: int) -> list[int]:
+    sequence = []
+    for n in range(RECORDS):
+        with database.begin(shared=n % 2 == 0) as c:  # the chain holds whoever begins, and how
+            sequence.append(ledger.append(c, "test", actor=str(number), n=n).seq)
+    return sequence
+
+
+def test_appends_from_several_processes_are_one_chain(database: Database, where: Path | str) -> None:
+    sequences = in_processes(append, where)
+    assert sorted(s for sequence in sequences for s in sequence) == list(range(1, RECORDS * PROCESSES + 1))
+    with database.begin() as c:
+        assert ledger.first_broken(c) is None
+
+
+def claim_all(database: Database, number: int) -> list[int]:
+    mine: list[int] = []
+    while True:
+        with database.begin(shared=True) as c:
+            jobs = claim(c, limit=3, owner=str(number))
+        if not jobs:
+            return mine
+        mine += [job.id for job in jobs]
+
+
+def test_nothing_is_claimed_twice(database: Database, where: Path | str) -> None:
+    with database.begin() as c:
+        Queue("test").add(c, [item(s, i) for s in range(60) for i in range(5)], now=NOW)
+    claimed = [job_id for mine in in_processes(claim_all, where) for job_id in mine]
+    assert sorted(claimed) == list(range(1, 301))
+
+
+def do_everything(database: Database, number: int) -> list[int]:
+    """Receive, analyse and report over the same few studies, in an order of its own."""
+    queue, studies = Queue("test"), Studies("test")
+    order, owner = random.Random(number), str(os.getpid())
+    for n in range(ROUNDS):
+        batch = [received(study, 100 * number + n) for study in order.sample(range(4), 3)]
+        with database.begin() as c:
+            queue.receive(c, batch)
+        with database.begin(shared=True) as c:
+            jobs = claim(c, limit=4, owner=owner)
+        order.shuffle(jobs)
+        with database.begin() as c:
+            queue.heartbeat(c, lease(owner))
+            for job in jobs:
+                assert queue.finish(c, analysed(job), owner=owner)
+        with database.begin(shared=True) as c:
+            ready = studies.claim(c, lease(owner), quiet_s=0.0, limit=2)
+        with database.begin() as c:
+            assert all(studies.reported(c, study, None, owner=owner) is not None for study in ready)
+    return []
+
+
+def test_stages_that_meet_wait_for_each_other_and_never_deadlock(database: Database, where: Path | str) -> None:
+    in_processes(do_everything, where)
+    with database.begin() as c:
+        assert ledger.first_broken(c) is None
+        assert c.execute(select(func.count()).select_from(instance)).scalar_one() == 3 * ROUNDS * PROCESSES
+
+
+def test_on_postgresql_a_claim_waits_for_nobody(postgres: Postgres) -> None:
+    """Neither for another claim, whose rows it passes over (SKIP LOCKED), nor for who writes to the ledger."""
+    url = postgres.new_database()
+    database = Database(url)
+    with database.begin() as c:
+        Queue("test").receive(c, [received(1, n) for n in range(4)])
+    with database.begin() as writer, database.begin(shared=True) as one, database.begin(shared=True) as other:
+        ledger.append(writer, "test", actor="test")
+        assert [j.id for j in claim(one, limit=2, owner="one")] == [1, 2]
+        assert [j.id for j in claim(other, limit=3, owner="other")] == [3, 4]
+    database.close()

@@ -1,0 +1,100 @@
+"""A disposable PostgreSQL: a real server on a socket of its own, in a temporary folder, with a password."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL
+
+USER, PASSWORD = "cxrnode", "p@ss/word"  # special characters, as they come
+START_SECONDS = 30.0
+
+
+def binaries() -> Path | None:
+    """Debian keeps the server's programs beside the PATH, by version; others put them on it."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    found = debian[-1] if debian else shutil.which("initdb")
+    return Path(found).parent if found else None
+
+
+def missing_postgres() -> list[str]:
+    return [] if binaries() else ["initdb"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postgres:
+    folder: Path  # with its socket
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def new_database(self) -> str:
+        """The URL of an empty database, one for each test."""
+        name = f"test{next(self._numbers)}"
+        with self.connect("postgres") as raw:
+            raw.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def url(self, name: str, password: str = PASSWORD) -> str:
+        where = {"host": str(self.folder)}
+        url = URL.create("postgresql+psycopg", USER, password, database=name, query=where)
+        return url.render_as_string(hide_password=False)
+
+    def connect(self, name: str) -> psycopg.Connection[Any]:
+        """A connection past cxrnode's own code, as superuser: what a tamperer has."""
+        return psycopg.connect(host=str(self.folder), user=USER, password=PASSWORD, dbname=name, autocommit=True)
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """Start a server, wait until it answers, and stop it at the end. It refuses root, who starts it as `nobody`."""
+    programs = binaries()
+    assert programs, "no PostgreSQL here"
+    unprivileged: dict[str, Any] = {} if os.geteuid() else {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    initdb: list[str | Path]
+    server: list[str | Path]
+    with tempfile.TemporaryDirectory(prefix="cxrnode-pg-") as name:  # not pytest's, which only we may enter
+        folder = Path(name)
+        (folder / "password").write_text(PASSWORD)
+        if unprivileged:
+            shutil.chown(folder, "nobody", "nogroup")
+            shutil.chown(folder / "password", "nobody", "nogroup")
+        initdb = [
+            programs / "initdb", "--pgdata", folder / "data", "--username", USER, "--pwfile", folder / "password",
+            "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync",
+        ]  # fmt: skip
+        subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **unprivileged)
+        server = [
+            programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off",
+        ]  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(server, stdout=log, stderr=log, cwd=folder, **unprivileged)
+        try:
+            peer = Postgres(folder=folder)
+            _await(peer, process)
+            yield peer
+        finally:
+            process.send_signal(signal.SIGQUIT)  # its data is thrown away
+            process.wait(timeout=START_SECONDS)
+
+
+def _await(peer: Postgres, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            peer.connect("postgres").close()
+            return
+        except psycopg.OperationalError as e:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL does not answer:\n{(peer.folder / 'log').read_text()}") from e
+            time.sleep(0.05)

@@ -1,0 +1,373 @@
+"""The sender against a scripted PACS: what is accepted, refused, tried again, and in which order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian
+
+from cxrnode.deliver import Deliverer, deliver_all
+from cxrnode.patience import Breaker, Patience
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.outbox import COMMITTED, PENDING, REFUSED, SENT, Outbox
+from cxrnode.types import Destination
+from tests.support.faulty_pacs import AET, faulty_pacs, wait_for
+from tests.support.orthanc import free_port
+from tests.support.outbox import make_results, queue_up, states
+
+QUICK = Patience(first_wait_s=0.05, longest_wait_s=0.1)
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+ONCE = Patience(first_wait_s=0.01, longest_wait_s=0.02, attempts=4)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "store.sqlite")
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def delivering(database: Database, root: Path, *destinations: Destination, **how: Any) -> Iterator[Deliverer]:
+    deliverer = Deliverer(
+        destinations=destinations, root=root, database=database, outbox=Outbox("test", resend_wait_s=0.05),
+        **{"patience": QUICK, **how},
+    )  # fmt: skip
+    deliverer.start()
+    try:
+        yield deliverer
+    finally:
+        assert deliverer.stop()
+
+
+def all_in(database: Database, destination: Destination, state: str) -> bool:
+    return {s for s, _ in states(database, destination.key).values()} == {state}
+
+
+def kinds(database: Database) -> list[str]:
+    with database.begin() as c:
+        assert ledger.first_broken(c) is None
+        return [e.kind for e in ledger.events(c)]
+
+
+# --- the node -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_accepted_is_sent_with_its_status(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(["ok", "0xB000"]) as pacs:
+        uids = queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert [status for _, status in states(database, pacs.destination.key).values()] == ["0x0000", "0xB000"]
+    assert list(pacs.stored) == uids
+    assert pacs.associations == 1
+    assert kinds(database).count("delivered") == 2
+
+
+def test_the_file_arrives_as_it_is(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        queue_up(database, tmp_path, pacs.destination, filler=300_000)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert [len(ds.EncapsulatedDocument) for ds in pacs.data_sets] == [300_000] * 2
+
+
+def test_a_peer_that_takes_implicit_vr_alone_gets_it(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(syntaxes=[ImplicitVRLittleEndian]) as pacs:
+        queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert [ds.PatientID for ds in pacs.data_sets] == ["TEST"] * 2
+
+
+@pytest.mark.parametrize("status", ["0xA900", "0xC000", "0x0124"])
+def test_a_refusal_is_final_and_stops_nothing(database: Database, tmp_path: Path, status: str) -> None:
+    with faulty_pacs([status, "ok"]) as pacs:
+        sr, capture = queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: states(database, pacs.destination.key)[capture][0] == SENT)
+    assert states(database, pacs.destination.key)[sr] == (REFUSED, status)
+    assert pacs.asked == [sr, capture]
+
+
+def test_a_sop_class_that_is_not_accepted_is_refused_with_its_reason(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(sop_classes=[Comprehensive3DSRStorage]) as pacs:
+        sr, capture = queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: PENDING not in {s for s, _ in states(database, pacs.destination.key).values()})
+    said = states(database, pacs.destination.key)
+    assert said[sr][0] == SENT
+    assert said[capture][0] == REFUSED
+    assert "not accepted" in said[capture][1]
+
+
+@pytest.mark.parametrize("step", ["0xA700", "0x0110", "abort", "lost", "silent"])
+def test_what_may_pass_is_tried_again_until_it_has(database: Database, tmp_path: Path, step: str) -> None:
+    with faulty_pacs([step, step, "ok"]) as pacs:
+        uids = queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination, timeout_s=0.5):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert set(pacs.stored) == set(uids)
+    assert kinds(database).count("delivered") == 2
+    assert kinds(database).count("delivery_postponed") == 2
+
+
+def test_one_object_that_breaks_every_association_lets_the_others_pass(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        uids = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
+        pacs.poison = uids[0]
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: set(pacs.stored) >= set(uids[1:]))
+    said = states(database, pacs.destination.key)
+    assert said.pop(uids[0])[0] == PENDING
+    assert {state for state, _ in said.values()} == {SENT}
+
+
+def test_a_file_that_was_changed_or_lost_is_not_sent(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        changed, lost, sound = queue_up(database, tmp_path, pacs.destination, captures=2)
+        files = sorted((tmp_path / "dicom").rglob("*.dcm"))  # capture-1, capture-2, sr-0
+        files[2].write_bytes(files[2].read_bytes() + b"\0")
+        files[0].unlink()
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: states(database, pacs.destination.key)[sound][0] == SENT)
+    said = states(database, pacs.destination.key)
+    assert said[changed] == (REFUSED, "its file was changed since it was made")
+    assert said[lost] == (REFUSED, "its file cannot be read: No such file or directory")
+    assert list(pacs.stored) == [sound]
+
+
+def test_a_dead_destination_delays_no_other(database: Database, tmp_path: Path) -> None:
+    dead = Destination(ae_title="DEAD", host="127.0.0.1", port=free_port(), name="dead")
+    with faulty_pacs(["silent"]) as mute, faulty_pacs() as live:
+        hung = replace(mute.destination, name="hung")
+        uids = queue_up(database, tmp_path, hung, dead, live.destination, studies=range(1, 6))
+        with delivering(database, tmp_path, dead, hung, live.destination, timeout_s=30.0):
+            wait_for(lambda: all_in(database, live.destination, SENT), 10.0)
+            assert len(mute.asked) <= 1  # it holds its sender all the while
+            mute.over.set()
+        assert live.stored == dict.fromkeys(uids, 1)
+    assert all_in(database, dead, PENDING)
+
+
+def test_stat_goes_before_what_waits(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        routine = queue_up(database, tmp_path, pacs.destination, studies=range(1, 3))
+        stat = queue_up(database, tmp_path, pacs.destination, studies=range(3, 4), stat=True)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.asked == stat + routine
+
+
+def test_an_open_breaker_asks_by_c_echo_first(database: Database, tmp_path: Path) -> None:
+    port = free_port()
+    destination = Destination(ae_title=AET, host="127.0.0.1", port=port)
+    queue_up(database, tmp_path, destination)
+    with delivering(database, tmp_path, destination) as deliverer:
+        wait_for(lambda: deliverer.senders[0].breaker.is_open)
+        with faulty_pacs(port=port) as pacs:
+            wait_for(lambda: all_in(database, destination, SENT))
+    assert pacs.echoes == 1
+    assert kinds(database).count("delivery_postponed") == 0  # what was never tried has lost no place
+
+
+def test_rejected_associations_are_tried_again(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(associations=["reject", "reject", "ok"]) as pacs:
+        queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.associations == 3
+
+
+def test_an_idle_association_is_released_and_a_new_one_made(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrnode.deliver._IDLE_S", 0.0)
+    with faulty_pacs() as pacs:
+        queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+            wait_for(lambda: not pacs.server.active_associations)
+            queue_up(database, tmp_path, pacs.destination, studies=range(2, 3))
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.associations == 2
+
+
+def test_stopping_ends_what_is_in_hand_and_hands_back_the_rest(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(["slow:0.5"]) as pacs:
+        first, *rest = queue_up(database, tmp_path, pacs.destination, captures=5)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: pacs.asked)
+        said = states(database, pacs.destination.key)
+        assert said[first][0] == SENT
+        assert {said[uid][0] for uid in rest} == {PENDING}
+        with delivering(database, tmp_path, pacs.destination):  # at once, before any lease could have ended
+            wait_for(lambda: pacs.asked[1:])
+    assert pacs.asked[:2] == [first, rest[0]]
+
+
+def test_a_lease_is_kept_while_the_peer_takes_its_time(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(["slow:2.5", "ok"]) as pacs:
+        uids = queue_up(database, tmp_path, pacs.destination)
+        with (
+            delivering(database, tmp_path, pacs.destination, lease_s=0.9),
+            delivering(database, tmp_path, pacs.destination, lease_s=0.9),
+        ):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert sorted(pacs.asked) == sorted(uids)
+
+
+def test_two_senders_share_an_outbox_and_record_each_delivery_once(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        uids = queue_up(database, tmp_path, pacs.destination, studies=range(1, 21))
+        with (
+            delivering(database, tmp_path, pacs.destination),
+            delivering(database, tmp_path, pacs.destination),
+        ):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.stored == dict.fromkeys(uids, 1)
+    assert kinds(database).count("delivered") == len(uids)
+
+
+def test_a_fault_of_the_store_stops_no_thread(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrnode.deliver._AFTER_FAULT_S", 0.05)
+    broken = threading.Event()
+    real = Outbox.sent
+
+    def sent(*args: Any, **how: Any) -> bool:
+        if not broken.is_set():
+            broken.set()
+            raise OSError("disk full")
+        return real(*args, **how)
+
+    monkeypatch.setattr(Outbox, "sent", sent)
+    with faulty_pacs() as pacs:
+        sr, capture = queue_up(database, tmp_path, pacs.destination)
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.stored == {sr: 2, capture: 1}  # the same UID again: the peer holds it once
+
+
+# --- storage commitment ---------------------------------------------------------------------------------------------
+
+
+def test_commitment_reported_on_the_same_association(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(commitment="same") as pacs:
+        destination = replace(pacs.destination, storage_commitment=True)
+        queue_up(database, tmp_path, destination, studies=range(1, 3))
+        with delivering(database, tmp_path, destination):
+            wait_for(lambda: all_in(database, destination, COMMITTED))
+            wait_for(lambda: pacs.reports)
+    assert set(pacs.reports) == {0x0000}
+    assert kinds(database).count("committed") == 4
+
+
+def test_an_unanswered_request_is_asked_again_under_a_fresh_uid(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(commitment="never") as pacs:
+        destination = replace(pacs.destination, storage_commitment=True)
+        queue_up(database, tmp_path, destination)
+        with delivering(database, tmp_path, destination, ask_again_s=0.1):
+            wait_for(lambda: len(pacs.transactions) >= 2)
+            pacs.commitment = "same"
+            wait_for(lambda: all_in(database, destination, COMMITTED))
+    assert len(set(pacs.transactions)) == len(pacs.transactions)
+
+
+def test_what_is_not_kept_is_sent_again(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(commitment="same") as pacs:
+        destination = replace(pacs.destination, storage_commitment=True)
+        sr, capture = queue_up(database, tmp_path, destination)
+        pacs.lose.add(capture)
+        with delivering(database, tmp_path, destination):
+            wait_for(lambda: pacs.stored[capture] == 2)
+            pacs.lose.clear()
+            wait_for(lambda: all_in(database, destination, COMMITTED))
+    assert pacs.stored[sr] == 1
+
+
+def test_a_peer_that_refuses_commitment_is_asked_later(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs(commitment="0x0110") as pacs:
+        destination = replace(pacs.destination, storage_commitment=True)
+        queue_up(database, tmp_path, destination)
+        with delivering(database, tmp_path, destination, ask_again_s=0.1):
+            wait_for(lambda: len(pacs.transactions) >= 2)
+    assert {state for state, _ in states(database, destination.key).values()} == {SENT}
+    assert "commitment_postponed" in kinds(database)
+
+
+# --- run-batch ------------------------------------------------------------------------------------------------------
+
+
+def batch(database: Database, root: Path, destination: Destination) -> int:
+    done: list[int] = []
+    deliver_all(
+        destination, root=root, database=database, outbox=Outbox("test"), on_done=done.append, patience=ONCE
+    )  # fmt: skip
+    return sum(done)
+
+
+def test_a_run_sends_everything_study_by_study(database: Database, tmp_path: Path) -> None:
+    uids = [make_results(database, tmp_path, study=n, captures=2) for n in (1, 2)]
+    with faulty_pacs() as pacs:
+        assert batch(database, tmp_path, pacs.destination) == 6
+        assert pacs.asked == uids[0] + uids[1]
+        assert batch(database, tmp_path, pacs.destination) == 0
+    assert not pacs.transactions
+
+
+def test_a_run_gives_up_a_dead_destination_and_the_next_tries_again(database: Database, tmp_path: Path) -> None:
+    make_results(database, tmp_path, study=1)
+    destination = Destination(ae_title=AET, host="127.0.0.1", port=free_port())
+    assert batch(database, tmp_path, destination) == 2
+    assert set(states(database, destination.key).values()) == {(REFUSED, "no connection")}
+    with faulty_pacs(port=destination.port) as pacs:
+        assert batch(database, tmp_path, destination) == 2
+        assert len(pacs.stored) == 2
+    assert all_in(database, destination, SENT)
+
+
+def test_a_run_takes_a_refusal_as_final_and_a_shortage_as_passing(database: Database, tmp_path: Path) -> None:
+    sr, first, second = make_results(database, tmp_path, study=1, captures=2)
+    with faulty_pacs(["0xC000", "0xA700", "ok"]) as pacs:
+        batch(database, tmp_path, pacs.destination)
+    said = states(database, pacs.destination.key)
+    assert said == {sr: (REFUSED, "0xC000"), first: (SENT, "0x0000"), second: (SENT, "0x0000")}
+
+
+def test_a_run_goes_on_without_what_breaks_every_association(database: Database, tmp_path: Path) -> None:
+    sr, *others = make_results(database, tmp_path, study=1, captures=3)
+    with faulty_pacs() as pacs:
+        pacs.poison = sr
+        batch(database, tmp_path, pacs.destination)
+    said = states(database, pacs.destination.key)
+    assert said == {sr: (REFUSED, "no answer to C-STORE"), **dict.fromkeys(others, (SENT, "0x0000"))}
+    assert pacs.asked.count(sr) == 4
+
+
+def test_backoff_is_jittered_and_capped() -> None:
+    patience = Patience(first_wait_s=1.0, longest_wait_s=10.0)
+    waits = [[patience.wait_s(n) for _ in range(200)] for n in (1, 3, 1000)]
+    assert all(0 <= w <= most for row, most in zip(waits, (1, 4, 10), strict=True) for w in row)
+    assert all(len(set(row)) > 100 for row in waits)
+    assert [max(row) > most / 2 for row, most in zip(waits, (1, 4, 10), strict=True)] == [True] * 3
+
+
+def test_the_breaker_opens_after_three_and_closes_at_once() -> None:
+    breaker = Breaker(patience=QUICK)
+    opened = []
+    for _ in range(3):
+        breaker.failed("no connection")
+        opened.append(breaker.is_open)
+    assert opened == [False, False, True]
+    breaker.succeeded()
+    assert (breaker.is_open, breaker.wait_s) == (False, 0.0)
