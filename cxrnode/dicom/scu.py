@@ -61,16 +61,6 @@ class Answer:
         return self.status is not None and (self.status & 0xFF00 == 0xA700 or self.status in _TRANSIENT)
 
 
-def tls_context(*, ca: Path, certificate: Path | None, key: Path | None, verify_host: bool = True) -> ssl.SSLContext:
-    """TLS 1.2 or later (PS3.15 B.12), the peer's certificate checked against `ca`. Raises OSError, ssl.SSLError."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = verify_host
-    if certificate:
-        context.load_cert_chain(certificate, key)
-    return context
-
-
 class StoreScu:
     """One association to one destination, used as a context manager or with `open` and `close`. Raises SendError."""
 

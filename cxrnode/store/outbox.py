@@ -24,7 +24,7 @@ from cxrnode.types import ResultObject
 
 PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
 MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
-ASK_AGAIN_S = 3600.0  # an archive may commit hours later: each further request waits as long as it took so far
+ASK_AGAIN_S = 30.0  # the report may be lost, or come hours later: each further request waits as long as it took so far
 _LONGEST_ASK_S = 86_400.0
 # No lease and no retry is longer: a time further ahead was written before the clock was set back, and holds nothing up
 LONGEST_WAIT_S = 1800.0

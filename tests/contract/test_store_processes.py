@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -18,57 +14,36 @@ from cxrnode.store.queue import Queue
 from cxrnode.store.schema import instance
 from cxrnode.store.studies import Studies
 from tests.support.postgres import Postgres
+from tests.support.processes import PROCESSES, at_once
 from tests.support.store import NOW, analysed, claim, item, lease, received
 
-PROCESSES = 3
 RECORDS, ROUNDS = 100, 30
-_barriers: list[Barrier] = []  # of this process: a pool passes one on at its start alone
 
 
-Work = Callable[[Database, int], list[int]]
-
-
-def in_processes(work: Work, where: Path | str) -> list[list[int]]:
-    context = get_context("spawn")
-    together = context.Barrier(PROCESSES)
-    with ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=_wait_with, initargs=(together,)) as pool:
-        return list(pool.map(_run, [work] * PROCESSES, [where] * PROCESSES, range(PROCESSES)))
-
-
-def _wait_with(together: Barrier) -> None:
-    _barriers.append(together)
-
-
-def _run(work: Work, where: Path | str, number: int) -> list[int]:
-    database = Database(where)
-    _barriers[0].wait(timeout=60)  # without it, a process has done its work before the next has read its imports
-    try:
-        return work(database, number)
-    finally:
-        database.close()
-
-
-def append(database: Database, number: int) -> list[int]:
-    sequence = []
+def append(where: Path | str, number: int) -> list[int]:
+    database, sequence = Database(where), []
     for n in range(RECORDS):
         with database.begin(shared=n % 2 == 0) as c:  # the chain holds whoever begins, and how
             sequence.append(ledger.append(c, "test", actor=str(number), n=n).seq)
+    database.close()
     return sequence
 
 
 def test_appends_from_several_processes_are_one_chain(database: Database, where: Path | str) -> None:
-    sequences = in_processes(append, where)
+    sequences = at_once(append, where)
     assert sorted(s for sequence in sequences for s in sequence) == list(range(1, RECORDS * PROCESSES + 1))
     with database.begin() as c:
         assert ledger.first_broken(c) is None
 
 
-def claim_all(database: Database, number: int) -> list[int]:
+def claim_all(where: Path | str, number: int) -> list[int]:
+    database = Database(where)
     mine: list[int] = []
     while True:
         with database.begin(shared=True) as c:
             jobs = claim(c, limit=3, owner=str(number))
         if not jobs:
+            database.close()
             return mine
         mine += [job.id for job in jobs]
 
@@ -76,13 +51,13 @@ def claim_all(database: Database, number: int) -> list[int]:
 def test_nothing_is_claimed_twice(database: Database, where: Path | str) -> None:
     with database.begin() as c:
         Queue("test").add(c, [item(s, i) for s in range(60) for i in range(5)], now=NOW)
-    claimed = [job_id for mine in in_processes(claim_all, where) for job_id in mine]
+    claimed = [job_id for mine in at_once(claim_all, where) for job_id in mine]
     assert sorted(claimed) == list(range(1, 301))
 
 
-def do_everything(database: Database, number: int) -> list[int]:
+def do_everything(where: Path | str, number: int) -> None:
     """Receive, analyse and report over the same few studies, in an order of its own."""
-    queue, studies = Queue("test"), Studies("test")
+    database, queue, studies = Database(where), Queue("test"), Studies("test")
     order, owner = random.Random(number), str(os.getpid())
     for n in range(ROUNDS):
         batch = [received(study, 100 * number + n) for study in order.sample(range(4), 3)]
@@ -99,11 +74,11 @@ def do_everything(database: Database, number: int) -> list[int]:
             ready = studies.claim(c, lease(owner), quiet_s=0.0, limit=2)
         with database.begin() as c:
             assert all(studies.reported(c, study, None, owner=owner) is not None for study in ready)
-    return []
+    database.close()
 
 
 def test_stages_that_meet_wait_for_each_other_and_never_deadlock(database: Database, where: Path | str) -> None:
-    in_processes(do_everything, where)
+    at_once(do_everything, where)
     with database.begin() as c:
         assert ledger.first_broken(c) is None
         assert c.execute(select(func.count()).select_from(instance)).scalar_one() == 3 * ROUNDS * PROCESSES

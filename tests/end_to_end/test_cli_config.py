@@ -87,7 +87,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
     [
         ('bind = "127.0.0.1"             #', 'bind = "0.0.0.0" #', "node.bind = 0.0.0.0: patient data crosses"),
         ('bind = "127.0.0.1"             #', 'bind = "::" #', "[receive.tls] adds a port with TLS"),
-        ('host = "127.0.0.1"\nport = 14242', 'host = "pacs.example"\nport = 14242', "destination pacs without tls = true"),
+        ('host = "127.0.0.1"\nport = 14242', 'host = "pacs.example"\nport = 14242', "destination pacs without tls"),
         ('bind = "127.0.0.1"\nport = 8080', 'bind = "10.0.0.1"\nport = 8080', "http.bind = 10.0.0.1"),
         ("disk_watermark_mb = 2048", "disk_watermark_mb = 0", "fills the disk"),
     ],

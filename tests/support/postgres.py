@@ -18,7 +18,8 @@ from typing import Any
 import psycopg
 from sqlalchemy import URL
 
-USER, PASSWORD = "cxrnode", "p@ss/word"  # special characters, as they come
+ADMINISTRATOR = "postgres"
+USER, PASSWORD = "cxrnode", "p@ss/word"  # no superuser, as it should be; special characters, as they come
 START_SECONDS = 30.0
 
 
@@ -42,7 +43,7 @@ class Postgres:
         """The URL of an empty database, one for each test."""
         name = f"test{next(self._numbers)}"
         with self.connect("postgres") as raw:
-            raw.execute(f"CREATE DATABASE {name}")
+            raw.execute(f"CREATE DATABASE {name} OWNER {USER}")
         return self.url(name)
 
     def url(self, name: str, password: str = PASSWORD) -> str:
@@ -51,8 +52,10 @@ class Postgres:
         return url.render_as_string(hide_password=False)
 
     def connect(self, name: str) -> psycopg.Connection[Any]:
-        """A connection past cxrnode's own code, as superuser: what a tamperer has."""
-        return psycopg.connect(host=str(self.folder), user=USER, password=PASSWORD, dbname=name, autocommit=True)
+        """A connection of the server's administrator."""
+        return psycopg.connect(
+            host=str(self.folder), user=ADMINISTRATOR, password=PASSWORD, dbname=name, autocommit=True
+        )
 
 
 @contextmanager
@@ -61,20 +64,18 @@ def running_postgres() -> Iterator[Postgres]:
     programs = binaries()
     assert programs, "no PostgreSQL here"
     unprivileged: dict[str, Any] = {} if os.geteuid() else {"user": "nobody", "group": "nogroup", "extra_groups": []}
-    initdb: list[str | Path]
-    server: list[str | Path]
     with tempfile.TemporaryDirectory(prefix="cxrnode-pg-") as name:  # not pytest's, which only we may enter
         folder = Path(name)
-        (folder / "password").write_text(PASSWORD)
-        if unprivileged:
-            shutil.chown(folder, "nobody", "nogroup")
-            shutil.chown(folder / "password", "nobody", "nogroup")
-        initdb = [
-            programs / "initdb", "--pgdata", folder / "data", "--username", USER, "--pwfile", folder / "password",
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        for path in (folder, password) if unprivileged else ():
+            shutil.chown(path, "nobody", "nogroup")
+        initdb: list[str | Path] = [
+            programs / "initdb", "--pgdata", folder / "data", "--username", ADMINISTRATOR, "--pwfile", password,
             "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync",
         ]  # fmt: skip
         subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **unprivileged)
-        server = [
+        server: list[str | Path] = [
             programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off",
         ]  # fmt: skip
         with (folder / "log").open("wb") as log:
@@ -82,6 +83,8 @@ def running_postgres() -> Iterator[Postgres]:
         try:
             peer = Postgres(folder=folder)
             _await(peer, process)
+            with peer.connect("postgres") as raw:
+                raw.execute(f"CREATE ROLE {USER} LOGIN CREATEDB PASSWORD '{PASSWORD}'")
             yield peer
         finally:
             process.send_signal(signal.SIGQUIT)  # its data is thrown away

@@ -23,8 +23,6 @@ from tests.support.orthanc import free_port
 from tests.support.outbox import make_results, queue_up, states
 
 QUICK = Patience(first_wait_s=0.05, longest_wait_s=0.1)
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
 ONCE = Patience(first_wait_s=0.01, longest_wait_s=0.02, attempts=4)
 
 
@@ -334,6 +332,14 @@ def test_a_run_gives_up_a_dead_destination_and_the_next_tries_again(database: Da
         assert batch(database, tmp_path, destination) == 2
         assert len(pacs.stored) == 2
     assert all_in(database, destination, SENT)
+
+
+def test_a_host_without_an_address_is_a_dead_destination(database: Database, tmp_path: Path) -> None:
+    make_results(database, tmp_path, study=1)
+    destination = Destination(ae_title=AET, host="no-such-host.invalid", port=104)
+    assert batch(database, tmp_path, destination) == 2
+    ((state, status),) = set(states(database, destination.key).values())
+    assert (state, status.partition(":")[0]) == (REFUSED, "no connection")
 
 
 def test_a_run_takes_a_refusal_as_final_and_a_shortage_as_passing(database: Database, tmp_path: Path) -> None:

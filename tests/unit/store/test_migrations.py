@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.migrations import config, upgrade
 from cxrnode.store.schema import REVISION, metadata
+from tests.support.processes import PROCESSES, at_once
 
 WRITTEN_BY_0_1_0 = (Path(__file__).parent / "data" / "v0_1_0.sql").read_text()
 TRIGGERS = {
@@ -182,23 +181,20 @@ def test_somebody_else_s_tables_are_refused_in_words(where: Path | str) -> None:
         Database(where)
 
 
-def open_it(where: Path | str) -> str:
-    """In a process of its own."""
+def open_it(where: Path | str, _number: int) -> None:
     database = Database(where)
     with database.begin() as c:
         ledger.append(c, "opened", actor="test")
     database.close()
-    return "opened"
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "from 0.1.0"])
 def test_several_processes_may_open_it_at_the_same_time(where: Path | str, old: bool) -> None:
     if old:
         at_0_1_0(where)
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        assert list(pool.map(open_it, [where] * 8)) == ["opened"] * 8
+    at_once(open_it, where)
     database = Database(where)
     with database.begin() as c:
         assert ledger.first_broken(c) is None
-        assert sum(e.kind == "opened" for e in ledger.events(c)) == 8
+        assert sum(e.kind == "opened" for e in ledger.events(c)) == PROCESSES
     database.close()
