@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless postgresql
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql
 
 .PHONY: demo test lint peers bench-batch bench-engines clean
 

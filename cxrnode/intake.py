@@ -19,21 +19,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 from pydicom import Dataset
 from pydicom import uid as uids
+from pydicom.datadict import tag_for_keyword
 
 from cxrnode.dicom.commitment import PARSING
-from cxrnode.dicom.complete import is_cut_short
-from cxrnode.dicom.header import instance_header
+from cxrnode.dicom.header import KEPT, header_to_bytes, report_header
+from cxrnode.dicom.outline import outline
 from cxrnode.dicom.read import read_header
 from cxrnode.dicom.scp import IncomingInstance
 from cxrnode.dicom.status import CANNOT_UNDERSTAND, DOES_NOT_MATCH, OUT_OF_RESOURCES, SUCCESS, UNABLE_TO_PROCESS
 from cxrnode.errors import CxrnodeError, Rejected, StorageFullError
 from cxrnode.store.spool import storage_errors
-from cxrnode.types import InstanceHeader, Peer, Reason, Receipt, ReceivedInstance
+from cxrnode.types import Peer, Reason, Receipt, ReceivedInstance
 
+_KEPT_TAGS = frozenset(tag for keyword in KEPT if (tag := tag_for_keyword(keyword)) is not None)
 _SWEEP_PATHS = 500  # asked of the database at a time
 
 log = logging.getLogger(__name__)
@@ -73,13 +74,13 @@ class Intake:
     def store(self, incoming: IncomingInstance) -> int:
         """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
         try:
-            ds, header = _read(incoming)
-            if (header.sop_instance_uid, header.sop_class_uid) != (incoming.sop_instance_uid, incoming.sop_class_uid):
+            ds, kept = _read(incoming)
+            if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
                 return DOES_NOT_MATCH
             if not self.has_room():
                 return OUT_OF_RESOURCES
             _sync(incoming.path)
-            instance = _received(incoming, header, stat=self._is_stat(ds, incoming.peer))
+            instance = _received(incoming, ds, kept, stat=self._is_stat(ds, incoming.peer))
             receipt = self._commits.add(instance, self._place(incoming.path, instance.path))
         except Rejected as rejected:
             log.warning("refused an instance of %s: %s", incoming.peer.calling_aet, rejected.rejection.reason.text)
@@ -164,38 +165,56 @@ class _GroupCommit:
             entry.receipt = receipt
 
 
-def _read(incoming: IncomingInstance) -> tuple[Dataset, InstanceHeader]:
-    """The header of a data set that is all there. Raises Rejected."""
+def _read(incoming: IncomingInstance) -> tuple[Dataset, bytes]:
+    """The header of a data set that is all there, and what the store keeps of it. Raises Rejected."""
     with incoming.path.open("rb") as f:
         with PARSING:
             ds = read_header(f)
-            header = instance_header(ds)
-        if incoming.transfer_syntax_uid != uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
-            _require_whole(f, incoming, ds)
-    return ds, header
+            if incoming.transfer_syntax_uid == uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
+                return ds, header_to_bytes(report_header(ds))
+        implicit = bool(ds.original_encoding[0])
+        little = incoming.transfer_syntax_uid != uids.ExplicitVRBigEndian
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = outline(data, incoming.data_set_at, implicit=implicit, little=little)
+            if found.cut_short:
+                raise Rejected(Reason.TRUNCATED)
+            spans = found.spans if little and not implicit else {}
+            return ds, _kept(ds, {tag: data[start:end] for tag, (start, end) in spans.items() if tag in _KEPT_TAGS})
 
 
-def _require_whole(f: BinaryIO, incoming: IncomingInstance, ds: Dataset) -> None:
-    little = incoming.transfer_syntax_uid != uids.ExplicitVRBigEndian
-    with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if is_cut_short(data, incoming.data_set_at, implicit=bool(ds.original_encoding[0]), little=little):
-            raise Rejected(Reason.TRUNCATED)
+def _kept(ds: Dataset, encoded: dict[int, bytes]) -> bytes:
+    """`header_to_bytes(report_header(ds))`, with elements as they came where they are `encoded` in the same way.
+
+    Encoding them again would be a quarter of all that is done for a small image. `read_header` has dropped from `ds`
+    what cannot be decoded; from inside a sequence too, so sequences are encoded again.
+    """
+    parts = []
+    for tag in sorted(_KEPT_TAGS & set(ds.keys())):
+        if tag in encoded and ds.get_item(tag).VR != "SQ":
+            parts.append(encoded[tag])
+        else:
+            one = Dataset()
+            one[tag] = ds[tag]
+            with PARSING:
+                parts.append(header_to_bytes(one))
+    return b"".join(parts)
 
 
-def _received(incoming: IncomingInstance, header: InstanceHeader, *, stat: bool) -> ReceivedInstance:
+def _received(incoming: IncomingInstance, ds: Dataset, kept: bytes, *, stat: bool) -> ReceivedInstance:
+    study, instance = str(ds.StudyInstanceUID), incoming.sop_instance_uid  # read_header and StoreOperation: valid
     return ReceivedInstance(
-        sop_instance_uid=header.sop_instance_uid,
-        sop_class_uid=header.sop_class_uid,
-        study_instance_uid=header.study_instance_uid,
-        series_instance_uid=header.series_instance_uid,
+        sop_instance_uid=instance,
+        sop_class_uid=incoming.sop_class_uid,
+        study_instance_uid=study,
+        series_instance_uid=str(ds.SeriesInstanceUID),
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         peer=incoming.peer,
-        path=Path("spool", header.study_instance_uid, f"{header.sop_instance_uid}-{incoming.sha256[:16]}.dcm"),
+        path=Path("spool", study, f"{instance}-{incoming.sha256[:16]}.dcm"),
         sha256=incoming.sha256,
         size_bytes=incoming.size_bytes,
         received_at=time.time(),
         stat=stat,
-        kept=header.kept,
+        kept=kept,
     )
 
 

@@ -181,8 +181,8 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
         options = AnalyseOptions(
             batch_size=analyse.batch_size, max_wait_s=analyse.max_wait_ms / 1000,
             window=analyse.batch_size + 2 * workers, quiet_s=config.report.study_quiet_s,
-            report_not_analysed=config.report.not_analysed == "report", destinations=tuple(d.name for d in config.destination),
-            until_dry=False,
+            report_not_analysed=config.report.not_analysed == "report",
+            destinations=tuple(d.name for d in config.destination), until_dry=False,
         )  # fmt: skip
         Analyser(
             database=database, queue=queue, studies=Studies("analyse"), outbox=Outbox("analyse"), pool=pool,

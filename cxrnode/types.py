@@ -207,6 +207,7 @@ class Study:
     """A claimed study: what its report speaks of, in the order of arrival."""
 
     study_instance_uid: str
+    job_ids: tuple[int, ...]  # of the images that wait for this report; another one may come while it is made
     images: tuple[StoredImage, ...]
     last_received_at: float  # seconds since 1970, UTC
     stat: bool

@@ -20,7 +20,7 @@ from cxrnode.types import Kind, Outcome, Prediction, Reason, Rejection, ResultOb
 _IMAGES = (
     select(instance, job)
     .join(job, job.c.id == instance.c.id)
-    .where(job.c.study_instance_uid == bindparam("study"), instance.c.header.is_not(None))
+    .where(job.c.study_instance_uid == bindparam("study"), instance.c.header.is_not(None), job.c.outcome.is_not(None))
     .order_by(job.c.id)
 )
 _FREE = {"lease_owner": None, "lease_until": None}
@@ -28,9 +28,6 @@ _RELEASE = (
     update(study)
     .where(study.c.study_instance_uid == bindparam("study"), study.c.lease_owner == bindparam("owner"))
     .values(**_FREE)
-)
-_CLOSE = (
-    update(job).where(job.c.study_instance_uid == bindparam("study"), job.c.state == ANALYSED).values(state=REPORTED)
 )
 _SRS = (
     select(result)
@@ -86,6 +83,7 @@ class Studies:
         images = [_stored_image(r) for r in rows]
         return Study(
             study_instance_uid=uid,
+            job_ids=tuple(r.id for r in rows if r.state == ANALYSED),
             images=tuple(i for i in images if i.rejection is None or i.rejection.reason.in_report),
             last_received_at=row.last_received_at,
             stat=any(r.priority == 0 for r in rows),
@@ -110,7 +108,7 @@ class Studies:
         if sr:
             before = reported.predecessor_of(sr.sop_instance_uid)
             add_result(c, sr, actor=self._actor, predecessor_uid=before.sop_instance_uid if before else None)
-        c.execute(_CLOSE, {"study": uid})
+        _close(c, reported)
         return [*([sr.sop_instance_uid] if sr else []), *c.execute(_CAPTURES, {"study": uid}).scalars()]
 
     def failed(self, c: Connection, failed: Study, rejection: Rejection, *, owner: str) -> bool:
@@ -118,14 +116,19 @@ class Studies:
         uid = failed.study_instance_uid
         if not self._release(c, uid, owner):
             return False
-        of_study = (job.c.study_instance_uid == uid) & (job.c.outcome == Outcome.ANALYSED.value)
-        c.execute(update(job).where(of_study).values(**rejection_columns(rejection)))
+        in_report = job.c.id.in_(failed.job_ids) & (job.c.outcome == Outcome.ANALYSED.value)
+        c.execute(update(job).where(in_report).values(**rejection_columns(rejection)))
         ledger.append(c, "report_failed", actor=self._actor, study_instance_uid=uid, why=rejection.text)
-        c.execute(_CLOSE, {"study": uid})
+        _close(c, failed)
         return True
 
     def _release(self, c: Connection, uid: str, owner: str) -> bool:
         return c.execute(_RELEASE, {"study": uid, "owner": owner}).rowcount == 1
+
+
+def _close(c: Connection, reported: Study) -> None:
+    mine = job.c.id.in_(reported.job_ids) & (job.c.state == ANALYSED)
+    c.execute(update(job).where(mine).values(state=REPORTED))
 
 
 def _urgency() -> ColumnElement[int]:

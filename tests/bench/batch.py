@@ -4,8 +4,8 @@
 
 Interleaved: each round runs the loop, run-batch and the stages over the same files, each in a process of its own,
 started cold. The ideal is the CPU seconds of decoding, of inference and of report writing, each alone in one process,
-added up and divided by the cores; they are measured a second time with such a process on every core at once, which shows
-what the cores take from each other. Memory is the sum over the process tree of the proportional set size (shared pages
+added up and divided by the cores; they are measured a second time with such a process on every core at once, which
+shows what the cores take from each other. Memory is the sum over the process tree of the proportional set size (shared pages
 once). Prints a table in Markdown; nothing else should run on the machine.
 """
 
@@ -157,7 +157,9 @@ def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
             image = StoredImage(kept_header=header.kept, pixel_digest=d.pixel_digest, prediction=said)
             make_capture(output, context, image, d.image.preview, cam)
             uid = header.study_instance_uid
-            study = Study(study_instance_uid=uid, images=(image,), last_received_at=0.0, stat=False, earlier=())
+            study = Study(
+                study_instance_uid=uid, job_ids=(), images=(image,), last_received_at=0.0, stat=False, earlier=()
+            )
             make_sr(output, context, study)
 
     reporting, _ = cpu_seconds(write)

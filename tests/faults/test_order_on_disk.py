@@ -1,6 +1,6 @@
 """Rule 1, as the kernel saw it: file, rename, folders, commit, and only then the answer.
 
-kill -9 proves nothing about power cuts, because the page cache outlives the process; the order of the system calls does.
+kill -9 proves nothing about power cuts, because the page cache outlives the process; the order of system calls does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_the_answer_comes_after_file_rename_folders_and_commit(tmp_path: Path) -
          sys.executable, "-m", "tests.support.receiving", str(var)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert node.stdin and node.stdout
+    assert node.stdout
     port = int(node.stdout.readline())
     assert send(port, *images) == [0, 0, 0]
     node.communicate(timeout=60)

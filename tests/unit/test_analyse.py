@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cxrnode.analyse import Analyser, AnalyseOptions
+from cxrnode.analyse import AnalyseOptions, Analyser
 from cxrnode.inference import infer_bisecting, inference
 from cxrnode.intake_archive import take_in
 from cxrnode.pool import Pool

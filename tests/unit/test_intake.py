@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmread
 
-from cxrnode.dicom.negotiation import Context
 from cxrnode.dicom.dimse import C_STORE_RQ, Command
+from cxrnode.dicom.header import header_from_bytes, header_to_bytes, report_header
+from cxrnode.dicom.negotiation import Context
 from cxrnode.dicom.storing import IncomingInstance, part10_head
 from cxrnode.errors import CxrnodeError, StorageFullError, StoreError
 from cxrnode.intake import Intake
@@ -83,6 +84,17 @@ def test_a_stored_instance_is_whole_and_described(tmp_path: Path) -> None:
     assert kept == ds
     assert kept.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
     assert not list(node.incoming.iterdir())
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big_endian", "deflated", "j2k"])
+def test_what_is_kept_of_the_header_is_what_encoding_it_anew_gives(tmp_path: Path, syntax: str) -> None:
+    rows = Rows()
+    node = intake(tmp_path, rows)
+    ds = chest(64, 64, kind="DX", bits_stored=8, syntax=syntax)
+    assert node.store(incoming(node, ds)) == 0
+    kept, whole = header_from_bytes(rows.batches[0][0].kept), header_from_bytes(header_to_bytes(report_header(ds)))
+    assert kept == whole
+    assert kept.ViewCodeSequence
 
 
 def test_a_duplicate_is_acknowledged_and_kept_once(tmp_path: Path, database: Database) -> None:

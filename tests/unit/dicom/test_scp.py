@@ -125,9 +125,7 @@ def test_uncompressed_goes_before_compressed(node: Node) -> None:
     from pynetdicom import AE
 
     ae = AE(ae_title=PACS)
-    ae.add_requested_context(
-        SOP_CLASSES["DX"], [uids.JPEG2000, uids.JPEGLosslessSV1, uids.ImplicitVRLittleEndian]
-    )
+    ae.add_requested_context(SOP_CLASSES["DX"], [uids.JPEG2000, uids.JPEGLosslessSV1, uids.ImplicitVRLittleEndian])
     assoc = ae.associate(HOST, node.port, ae_title="CXRNODE")
     assert assoc.accepted_contexts[0].transfer_syntax == [uids.ImplicitVRLittleEndian]
     assoc.release()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -324,10 +324,12 @@ class Interleaving(RuleBasedStateMachine):
         self.now = NOW
         self.queued: set[str] = set()
         self.hands: dict[str, list[Delivery]] = {"a": [], "b": []}
+        self.holder: dict[str, str] = {}  # SOP Instance UID -> who claimed it last and has not written since
         self.held_by_pacs: set[str] = set()
         self.answered_ok: dict[str, int] = {}
         self.ended: set[str] = set()
-        self.open: dict[str, list[str]] = {}
+        self.asked: dict[str, list[str]] = {}  # transaction -> SOP Instance UIDs
+        self.newest: dict[str, str] = {}  # SOP Instance UID -> its transaction, while it is not answered
         self.transactions = 0
 
     @rule()
@@ -342,53 +344,71 @@ class Interleaving(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(owner=st.sampled_from("ab"), limit=st.integers(1, 3))
-    def claim(self, owner: str, limit: int) -> None:
-        if self.hands[owner]:
-            return
+    @precondition(lambda self: not all(self.hands.values()))
+    @rule(limit=st.integers(1, 3))
+    def claim(self, limit: int) -> None:
+        owner = next(o for o, hand in self.hands.items() if not hand)
         with self.database.begin(shared=True) as c:
             lease = Lease(owner=owner, now=self.now, seconds=30)
             self.hands[owner] = self.outbox.claim(c, self.destination, lease, limit=limit)
+        self.holder |= {d.made.sop_instance_uid: owner for d in self.hands[owner]}
 
     @rule(owner=st.sampled_from("ab"))
     def crash(self, owner: str) -> None:
         self.hands[owner] = []  # the leases stay until they end
 
-    @rule(owner=st.sampled_from("ab"), outcome=st.sampled_from(["ok", "lost answer", "busy", "refused"]))
-    def send(self, owner: str, outcome: str) -> None:
-        if not self.hands[owner]:
-            return
+    @precondition(lambda self: any(self.hands.values()))
+    @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "lost answer", "busy", "refused"]))
+    def send(self, data: Any, outcome: str) -> None:
+        owner = data.draw(st.sampled_from([o for o, hand in self.hands.items() if hand]))
         d = self.hands[owner].pop(0)
         uid = d.made.sop_instance_uid
         if outcome in {"ok", "lost answer"}:
             self.held_by_pacs.add(uid)
+        if outcome == "lost answer":
+            return
+        ours = self.holder.get(uid) == owner
         with self.database.begin() as c:
             if outcome == "ok":
-                won = self.outbox.sent(c, d, owner=owner, now=self.now, status="0x0000")
-                self.answered_ok[uid] = self.answered_ok.get(uid, 0) + won
+                wrote = self.outbox.sent(c, d, owner=owner, now=self.now, status="0x0000")
+                self.answered_ok[uid] = self.answered_ok.get(uid, 0) + wrote
             elif outcome == "refused":
-                if self.outbox.refused(c, d, owner=owner, now=self.now, status="0xC000"):
-                    self.ended.add(uid)
-            elif outcome == "busy":
-                self.outbox.retry(c, d, owner=owner, now=self.now, not_before=self.now + 30, status="0xA700")
+                wrote = self.outbox.refused(c, d, owner=owner, now=self.now, status="0xC000")
+                self.ended |= {uid} if wrote else set()
+            else:
+                wrote = self.outbox.retry(
+                    c, d, owner=owner, now=self.now, not_before=self.now + 30, status="0xA700"
+                )  # fmt: skip
+        assert wrote == ours
+        if wrote:
+            del self.holder[uid]
 
+    @precondition(lambda self: any(self.answered_ok.values()))
     @rule()
     def ask(self) -> None:
         self.transactions += 1
-        uid = f"2.25.{self.studies}{self.transactions:04}"
+        transaction = f"2.25.{self.studies}{self.transactions:04}"
         with self.database.begin() as c:
-            asked = self.outbox.requested(c, self.destination, uid, now=self.now, limit=3)
-        self.open[uid] = [d.made.sop_instance_uid for d in asked]
+            asked = self.outbox.requested(c, self.destination, transaction, now=self.now, limit=3)
+        if asked:
+            self.asked[transaction] = [d.made.sop_instance_uid for d in asked]
+            self.newest |= dict.fromkeys(self.asked[transaction], transaction)
 
+    @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def report(self, data: Any) -> None:
-        if not self.open:
-            return
-        transaction = data.draw(st.sampled_from(sorted(self.open)))  # old ones, and the same twice, as well
-        lost = data.draw(st.sets(st.sampled_from(self.open[transaction]))) if self.open[transaction] else set()
-        kept = [uid for uid in self.open[transaction] if uid not in lost]
+        transaction = data.draw(st.sampled_from(sorted(self.asked)))  # old ones, and the same twice, as well
+        lost = data.draw(st.sets(st.sampled_from(self.asked[transaction])))
+        kept = [uid for uid in self.asked[transaction] if uid not in lost]
+        before = states(self.database, self.destination)
         with self.database.begin() as c:
             self.outbox.answered(c, transaction, kept, [(uid, NO_SUCH_OBJECT) for uid in lost], now=self.now)
+        for uid, (state, _) in states(self.database, self.destination).items():
+            if self.newest.get(uid) != transaction:
+                assert state == before[uid][0]
+            else:
+                assert state in ({PENDING, REFUSED} if uid in lost else {COMMITTED})
+                del self.newest[uid]
 
     @invariant()
     def nothing_is_lost_and_nothing_ends_twice(self) -> None:
