@@ -7,6 +7,7 @@ flight.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -28,6 +29,8 @@ from cxrnode.store.queue import Finding, Job, Lease, Queue
 from cxrnode.store.studies import Studies
 from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
+
+log = logging.getLogger(__name__)
 
 _TOGETHER_S = 0.05  # what is done within this time of each other shares a commit
 _POLL_S = 0.05
@@ -302,6 +305,7 @@ class Analyser:
         try:
             return self.pool.result(task)
         except ResultError as e:
+            log.error("a result failed the node's own checks and is in quarantine: %s", e)  # noqa: TRY400 (its text says all)
             return Rejection(reason=Reason.RESULT_INVALID, detail=str(e))
         except WorkerCrashedError:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")

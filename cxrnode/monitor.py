@@ -44,6 +44,8 @@ class Monitor:
         yield Measure("cxrnode_deliveries", "Results by destination and state", "gauge", deliveries)
         deaths = [({"stage": stage}, float(n)) for stage, n in self.supervisor.deaths.items()]
         yield Measure("cxrnode_stage_deaths_total", "How often a stage ended by itself", "counter", deaths)
+        quarantined = sum(1 for _ in (self.config.node.data_dir / "quarantine").glob("*.dcm"))
+        yield Measure("cxrnode_quarantined", "Results that failed the node's own checks", "gauge", [({}, quarantined)])
         free = shutil.disk_usage(self.config.node.data_dir).free
         yield Measure("cxrnode_disk_free_bytes", "Free space of the data folder", "gauge", [({}, float(free))])
 

@@ -6,6 +6,7 @@ waits for ever for the rest of a PDU; so the acceptor side reads its PDUs here.
 
 from __future__ import annotations
 
+import mmap
 import socket
 import ssl
 import struct
@@ -41,8 +42,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES))  # given back to the system, which a heap is slow to do
         self._start = self._end = 0
         self.set_timeout(timeout_s)
 
@@ -57,7 +57,7 @@ class Wire:
         for another type or a larger length, before anything of it is read.
         """
         self._need(HEADER_BYTES)
-        pdu_type, _, length = _HEADER.unpack_from(self._buffer, self._start)
+        pdu_type, _, length = _HEADER.unpack_from(self._view, self._start)
         if pdu_type not in limits:
             known = 1 <= pdu_type <= 7
             raise Malformed(UNEXPECTED_PDU if known else UNRECOGNISED_PDU, f"PDU type 0x{pdu_type:02X}")
@@ -89,7 +89,7 @@ class Wire:
 
     def _need(self, count: int) -> None:
         """Have `count` unread bytes in the buffer."""
-        if self._start + count > len(self._buffer) or self._start == self._end:
+        if self._start + count > len(self._view) or self._start == self._end:
             self._view[: self._end - self._start] = self._view[self._start : self._end]
             self._start, self._end = 0, self._end - self._start
         deadline = time.monotonic() + self._timeout_s

@@ -5,8 +5,8 @@
 Interleaved: each round runs the loop, run-batch and the stages over the same files, each in a process of its own,
 started cold. The ideal is the CPU seconds of decoding, of inference and of report writing, each alone in one process,
 added up and divided by the cores; they are measured a second time with such a process on every core at once, which
-shows what the cores take from each other. Memory is the sum over the process tree of the proportional set size (shared pages
-once). Prints a table in Markdown; nothing else should run on the machine.
+shows what the cores take from each other. Memory is the sum over the process tree of the proportional set size (shared
+pages once). Prints a table in Markdown; nothing else should run on the machine.
 """
 
 from __future__ import annotations

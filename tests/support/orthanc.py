@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,16 +71,21 @@ class Orthanc:
 
 @contextmanager
 def running_orthanc(
-    folder: Path, modalities: dict[str, Any] | None = None, dicom_port: int | None = None
+    folder: Path,
+    modalities: dict[str, Any] | None = None,
+    dicom_port: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Orthanc]:
     """Start Orthanc, wait until it answers, and stop it at the end. `modalities` is its DicomModalities option.
+
+    options: more of its configuration.
 
     TCP_NODELAY: Orthanc's DCMTK leaves Nagle's algorithm on, which would make every transfer wait.
     """
     peer = Orthanc(folder=folder, dicom_port=dicom_port or free_port(), http_port=free_port())
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "orthanc.json"
-    configuration.write_text(json.dumps(_configuration(peer, modalities or {}), indent=1))
+    configuration.write_text(json.dumps({**_configuration(peer, modalities or {}), **(options or {})}, indent=1))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(ORTHANC), str(configuration)], stdout=log, stderr=log, env={**os.environ, "TCP_NODELAY": "1"}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -309,151 +307,133 @@ def test_a_long_outage_before_uses_up_no_commitment(database: Database, tmp_path
 # --- any interleaving -----------------------------------------------------------------------------------------------
 
 
-class Interleaving(RuleBasedStateMachine):
-    """Two senders with leases, a PACS that stores, answers, or dies in between, crashes anywhere, time that passes."""
+class Walk:
+    """Two senders with leases, a PACS that stores, answers, or dies in between, crashes anywhere, time that passes.
 
-    database: Database
-    root: Path
-    studies = 0
+    Beside the outbox stands what should be in it: who holds which delivery, which transaction may still be answered.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        type(self).studies += 1
-        self.destination = f"pacs-{self.studies}"  # the outbox of an example is its own
+    def __init__(self, database: Database, root: Path, random: Random) -> None:
+        self.database, self.root, self.random = database, root, random
         self.outbox = Outbox("test")
         self.now = NOW
+        self.studies = self.transactions = 0
         self.queued: set[str] = set()
         self.hands: dict[str, list[Delivery]] = {"a": [], "b": []}
         self.holder: dict[str, str] = {}  # SOP Instance UID -> who claimed it last and has not written since
         self.held_by_pacs: set[str] = set()
-        self.answered_ok: dict[str, int] = {}
-        self.ended: set[str] = set()
+        self.taken: Counter[str] = Counter()  # how often "sent" was recorded
+        self.refused: set[str] = set()
         self.asked: dict[str, list[str]] = {}  # transaction -> SOP Instance UIDs
-        self.newest: dict[str, str] = {}  # SOP Instance UID -> its transaction, while it is not answered
-        self.transactions = 0
+        self.newest: dict[str, str] = {}  # SOP Instance UID -> its transaction, while that may be answered
 
-    @rule()
+    def step(self) -> None:
+        actions = [self.report_a_study, self.pass_time, self.claim, self.send, self.crash, self.ask, self.report]
+        self.random.choices(actions, [2, 3, 4, 8, 1, 4, 5])[0]()
+        self.check()
+
     def report_a_study(self) -> None:
-        type(self).studies += 1
+        self.studies += 1
         uids = make_results(self.database, self.root, study=self.studies)
         with self.database.begin() as c:
-            self.outbox.enqueue(c, uids, [self.destination], now=self.now)
+            self.outbox.enqueue(c, uids, [PACS], now=self.now)
         self.queued |= set(uids)
 
-    @rule(seconds=st.sampled_from([1.0, 20.0, 40.0, 7200.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
+    def pass_time(self) -> None:
+        self.now += self.random.choice([1.0, 40.0, 40.0, 7200.0])
 
-    @precondition(lambda self: not all(self.hands.values()))
-    @rule(limit=st.integers(1, 3))
-    def claim(self, limit: int) -> None:
-        owner = next(o for o, hand in self.hands.items() if not hand)
-        with self.database.begin(shared=True) as c:
-            lease = Lease(owner=owner, now=self.now, seconds=30)
-            self.hands[owner] = self.outbox.claim(c, self.destination, lease, limit=limit)
-        self.holder |= {d.made.sop_instance_uid: owner for d in self.hands[owner]}
+    def claim(self) -> None:
+        for owner in [o for o, hand in self.hands.items() if not hand][:1]:
+            self.hands[owner] = claim(self.database, self.outbox, owner, now=self.now, limit=3)
+            self.holder |= {d.made.sop_instance_uid: owner for d in self.hands[owner]}
 
-    @rule(owner=st.sampled_from("ab"))
-    def crash(self, owner: str) -> None:
-        self.hands[owner] = []  # the leases stay until they end
+    def crash(self) -> None:
+        self.hands[self.random.choice("ab")] = []  # the leases stay until they end
 
-    @precondition(lambda self: any(self.hands.values()))
-    @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "lost answer", "busy", "refused"]))
-    def send(self, data: Any, outcome: str) -> None:
-        owner = data.draw(st.sampled_from([o for o, hand in self.hands.items() if hand]))
+    def send(self) -> None:
+        busy = [o for o, hand in self.hands.items() if hand]
+        if not busy:
+            return
+        owner = self.random.choice(busy)
         d = self.hands[owner].pop(0)
         uid = d.made.sop_instance_uid
+        outcome = self.random.choices(["ok", "lost answer", "no room", "refused"], [6, 1, 1, 1])[0]
         if outcome in {"ok", "lost answer"}:
             self.held_by_pacs.add(uid)
-        if outcome == "lost answer":
-            return
-        ours = self.holder.get(uid) == owner
-        with self.database.begin() as c:
-            if outcome == "ok":
-                wrote = self.outbox.sent(c, d, owner=owner, now=self.now, status="0x0000")
-                self.answered_ok[uid] = self.answered_ok.get(uid, 0) + wrote
-            elif outcome == "refused":
-                wrote = self.outbox.refused(c, d, owner=owner, now=self.now, status="0xC000")
-                self.ended |= {uid} if wrote else set()
-            else:
-                wrote = self.outbox.retry(
-                    c, d, owner=owner, now=self.now, not_before=self.now + 30, status="0xA700"
-                )  # fmt: skip
-        assert wrote == ours
-        if wrote:
-            del self.holder[uid]
+        if outcome != "lost answer":
+            wrote = self.write(d, owner, outcome)
+            assert wrote == (self.holder.get(uid) == owner)
+            if wrote:
+                del self.holder[uid]
 
-    @precondition(lambda self: any(self.answered_ok.values()))
-    @rule()
+    def write(self, d: Delivery, owner: str, outcome: str) -> bool:
+        uid, how = d.made.sop_instance_uid, {"owner": owner, "now": self.now}
+        with self.database.begin() as c:
+            if outcome == "no room":
+                return self.outbox.retry(c, d, **how, not_before=self.now + 30, status="0xA700")  # type: ignore[arg-type]
+            if outcome == "refused":
+                wrote = self.outbox.refused(c, d, **how, status="0xC000")  # type: ignore[arg-type]
+                self.refused |= {uid} if wrote else set()
+                return wrote
+            wrote = self.outbox.sent(c, d, **how, status="0x0000")  # type: ignore[arg-type]
+            self.taken[uid] += wrote
+            return wrote
+
     def ask(self) -> None:
         self.transactions += 1
-        transaction = f"2.25.{self.studies}{self.transactions:04}"
-        with self.database.begin() as c:
-            asked = self.outbox.requested(c, self.destination, transaction, now=self.now, limit=3)
-        if asked:
-            self.asked[transaction] = [d.made.sop_instance_uid for d in asked]
-            self.newest |= dict.fromkeys(self.asked[transaction], transaction)
+        transaction = f"2.25.{self.transactions}"
+        if asked := ask(self.database, self.outbox, transaction, now=self.now):
+            self.asked[transaction] = asked
+            self.newest |= dict.fromkeys(asked, transaction)
 
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def report(self, data: Any) -> None:
-        transaction = data.draw(st.sampled_from(sorted(self.asked)))  # old ones, and the same twice, as well
-        lost = data.draw(st.sets(st.sampled_from(self.asked[transaction])))
+    def report(self) -> None:
+        """Of any transaction: old ones, and the same twice, as well."""
+        if not self.asked:
+            return
+        transaction = self.random.choice(list(self.asked))
+        lost = [uid for uid in self.asked[transaction] if self.random.random() < 0.3]
         kept = [uid for uid in self.asked[transaction] if uid not in lost]
-        before = states(self.database, self.destination)
-        with self.database.begin() as c:
-            self.outbox.answered(c, transaction, kept, [(uid, NO_SUCH_OBJECT) for uid in lost], now=self.now)
-        for uid, (state, _) in states(self.database, self.destination).items():
+        before = states(self.database, PACS)
+        answer(self.database, self.outbox, transaction, kept, lost, now=self.now)
+        for uid, (state, _) in states(self.database, PACS).items():
             if self.newest.get(uid) != transaction:
                 assert state == before[uid][0]
             else:
                 assert state in ({PENDING, REFUSED} if uid in lost else {COMMITTED})
+                self.refused |= {uid} if state == REFUSED else set()
                 del self.newest[uid]
 
-    @invariant()
-    def nothing_is_lost_and_nothing_ends_twice(self) -> None:
-        said = states(self.database, self.destination)
+    def check(self) -> None:
+        said = states(self.database, PACS)
         assert set(said) == self.queued
         for uid, (state, _) in said.items():
             assert state in {PENDING, SENT, COMMITTED, REFUSED}
             assert state not in {SENT, COMMITTED} or uid in self.held_by_pacs
-            assert uid not in self.ended or state == REFUSED
-            self.ended |= {uid} if state == REFUSED else set()
+            assert (state == REFUSED) == (uid in self.refused)
+
+    def finish(self) -> None:
+        """From wherever it is, a sender that works and a peer that keeps bring everything to its end, once."""
+        self.now += 2 * 86_400
+        for uid in send(self.database, self.outbox, now=self.now):
+            self.taken[uid] += 1
+        kept = ask(self.database, self.outbox, "2.25.999", now=self.now)
+        answer(self.database, self.outbox, "2.25.999", kept, [], now=self.now)
+        ended = {uid: state for uid, (state, _) in states(self.database, PACS).items()}
+        assert ended == {uid: REFUSED if uid in self.refused else COMMITTED for uid in self.queued}
         with self.database.begin() as c:
-            mine = [e for e in ledger.events(c) if e.detail.get("destination") == self.destination]
-        for kind, at_most in (("committed", 1), ("delivery_failed", 1), ("commitment_failed", MAX_COMMITMENTS)):
-            seen = [e.detail["sop_instance_uid"] for e in mine if e.kind == kind]
-            assert all(seen.count(uid) <= at_most for uid in set(seen)), kind
-        delivered = [e.detail["sop_instance_uid"] for e in mine if e.kind == "delivered"]
-        assert {uid: delivered.count(uid) for uid in set(delivered)} == {k: v for k, v in self.answered_ok.items() if v}
-
-    def teardown(self) -> None:
-        """From wherever it is, a sender that works and a peer that keeps bring everything to its end."""
-        self.now += 86_400 * 2
-        with self.database.begin() as c:
-            while page := self.outbox.claim(
-                c, self.destination, Lease(owner="z", now=self.now, seconds=30), limit=10
-            ):  # fmt: skip
-                for d in page:
-                    assert self.outbox.sent(c, d, owner="z", now=self.now, status="0x0000")
-            while asked := self.outbox.requested(c, self.destination, f"2.25.9{self.now:.0f}", now=self.now, limit=10):
-                kept = [d.made.sop_instance_uid for d in asked]
-                assert self.outbox.answered(c, f"2.25.9{self.now:.0f}", kept, [], now=self.now)
-        left = {state for state, _ in states(self.database, self.destination).values()}
-        assert left <= {COMMITTED, REFUSED}
+            assert ledger.first_broken(c) is None
+            recorded = Counter((e.kind, e.detail.get("sop_instance_uid")) for e in ledger.events(c))
+        for uid in self.queued:
+            assert recorded["delivered", uid] == self.taken[uid]
+            assert recorded["committed", uid] == (ended[uid] == COMMITTED)
+            assert recorded["commitment_failed", uid] <= MAX_COMMITMENTS
 
 
-def test_no_interleaving_loses_a_delivery_or_ends_it_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_no_interleaving_loses_a_delivery_or_ends_it_twice(tmp_path: Path, seed: int) -> None:
     database = Database(tmp_path / "store.sqlite")
-    machine = type("Machine", (Interleaving,), {"database": database, "root": tmp_path})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    walk = Walk(database, tmp_path, Random(seed))
+    for _ in range(120):
+        walk.step()
+    walk.finish()
     database.close()
