@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -36,9 +35,11 @@ _TOGETHER_S = 0.05  # what is done within this time of each other shares a commi
 _POLL_S = 0.05
 _LEASE_S = 10.0  # what a killed process had in hand waits so long
 _CLAIM = 4  # images that are worth a claim: each is a commit
+_BATCH_S = 0.1  # a node's batch takes about so long, for a STAT image that comes meanwhile waits for its end
+_SMALL = 4  # images of a batch that loses no speed to larger ones, on a CPU
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Ready:
     """A decoded image that waits for its batch."""
 
@@ -124,11 +125,24 @@ class Analyser:
             self._take_reports()
             self._wait()
 
+    def hand_back(self) -> None:
+        """After `run` raised: what was in hand is anybody's again, and counts no attempt."""
+        with self.database.begin() as c:
+            self.queue.release(c, self.owner)
+            self.studies.release(c, self.owner)
+
     @property
     def _busy(self) -> bool:
         return bool(
             self._decoding or self._ready or self._inferring or self._capturing or self._reporting or self._findings
         )
+
+    @property
+    def _stat_in_hand(self) -> bool:
+        in_hand = [job for job, _ in self._decoding] + [r.job for r in self._ready]
+        in_hand += [r.job for r in self._inferring.batch] if self._inferring else []
+        in_hand += [c.ready.job for c in self._capturing]
+        return any(job.stat for job in in_hand) or any(r.study.stat for r in self._reporting)
 
     def _lease(self) -> Lease:
         return Lease(owner=self.owner, now=time.time(), seconds=_LEASE_S)
@@ -143,10 +157,15 @@ class Analyser:
 
     def _claim(self) -> int:
         room = self.options.window - len(self._decoding)
-        if self.stopping.is_set() or self._alone or room < min(_CLAIM, self.options.window):
+        full = room < min(_CLAIM, self.options.window)
+        if full and not self.options.until_dry:  # but not of STAT images: those pass what waits
+            room = _CLAIM - sum(job.stat for job, _ in self._decoding)
+        elif full:
+            return 0
+        if self.stopping.is_set() or self._alone or room <= 0:
             return 0
         with self.database.begin(shared=True) as c:
-            jobs = self.queue.claim(c, self._lease(), limit=room, idle=not self._busy)
+            jobs = self.queue.claim(c, self._lease(), limit=room, idle=not self._busy, stat_only=full)
         self._alone = any(job.alone for job in jobs)
         shape = self.context.bundle.manifest.input
         for job in jobs:
@@ -185,20 +204,21 @@ class Analyser:
     def _wait(self) -> None:
         futures: list[Future[Any]] = [c.task.future for c in self._capturing]
         futures += [r.task.future for r in self._reporting]
-        if len(self._ready) < self.options.batch_size:
-            futures += [task.future for _, task in islice(self._decoding, 1)]
+        if self._takes_next():
+            futures.append(self._decoding[0][1].future)
         if self._inferring:
             futures.append(self._inferring.answers)
         if futures:
             timeout = _LEASE_S / 8 if self.options.until_dry else _POLL_S
             wait(futures, return_when=FIRST_COMPLETED, timeout=timeout)
-            wait(futures, timeout=_TOGETHER_S)
+            if not self._stat_in_hand:
+                wait(futures, timeout=_TOGETHER_S)
         elif not self.options.until_dry:
             self.stopping.wait(_POLL_S)
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed."""
-        while self._decoding and len(self._ready) < self.options.batch_size and self._decoding[0][1].future.done():
+        while self._takes_next() and self._decoding[0][1].future.done():
             job, task = self._decoding.popleft()
             try:
                 decoded = self.pool.result(task)
@@ -209,6 +229,10 @@ class Analyser:
                 self._findings.append(Finding(job=job, pixel_digest=decoded.pixel_digest, rejection=rejection))
             else:
                 self._ready.append(_Ready(job=job, decoded=decoded, note=note, since=time.monotonic()))
+
+    def _takes_next(self) -> bool:
+        """Whether what is decoded next may join those that are ready."""
+        return bool(self._decoding) and (len(self._ready) < self.options.batch_size or self._decoding[0][0].stat)
 
     def _compare_with_seen(self, job: Job, decoded: Decoded) -> tuple[Rejection | None, Rejection | None]:
         """(rejection, note): a duplicate, what the decoder said, or a flag on two objects that share a UID."""
@@ -232,14 +256,25 @@ class Analyser:
             return False
         waited = time.monotonic() - self._ready[0].since
         return (
-            len(self._ready) >= self.options.batch_size
+            len(self._ready) >= self._most_in_batch
             or not self._decoding
             or any(r.job.stat for r in self._ready)
             or (not self.options.until_dry and waited >= self.options.max_wait_s)
         )
 
+    @property
+    def _most_in_batch(self) -> int:
+        if self.options.until_dry:
+            return self.options.batch_size
+        return min(self.options.batch_size, max(_SMALL, int(min(self.inference.within(_BATCH_S), 1 << 16))))
+
     def _infer(self) -> None:
-        batch, self._ready = self._ready, []
+        """STAT images with one routine one, which they must not starve; or routine images in their order."""
+        most = self._most_in_batch
+        stat = [r for r in self._ready if r.job.stat][: max(1, most - 1)]
+        routine = [r for r in self._ready if not r.job.stat][: 1 if stat else most]
+        batch = stat + routine
+        self._ready = [r for r in self._ready if r not in batch]
         self._inferring = _Inferring(batch=batch, answers=self.inference.submit([_pixels(r) for r in batch]))
 
     def _take_answers(self) -> None:

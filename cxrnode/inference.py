@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ class Inference:
         self._engine = engine
         self._thread = thread
         self._activation = thread.submit(engine.activate)
+        self._image_s = 0.0  # of the last batch
 
     def wait(self) -> str:
         """Wait until the engine is up; its name. Raises EngineError where it did not come up."""
@@ -45,7 +48,17 @@ class Inference:
 
     def submit(self, images: Sequence[FloatArray]) -> Future[list[Said]]:
         """images: [H, W] each, as the worker prepared them. One answer an image, in order."""
-        return self._thread.submit(infer_bisecting, self._engine, images)
+        return self._thread.submit(self._infer, images)
+
+    def within(self, seconds: float) -> float:
+        """How many images the engine does in so many seconds, as it went last; infinite before the first batch."""
+        return seconds / self._image_s if self._image_s else math.inf
+
+    def _infer(self, images: Sequence[FloatArray]) -> list[Said]:
+        began = time.monotonic()
+        answers = infer_bisecting(self._engine, images)
+        self._image_s = (time.monotonic() - began) / len(images)
+        return answers
 
 
 @contextmanager

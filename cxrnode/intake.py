@@ -24,7 +24,6 @@ from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.datadict import tag_for_keyword
 
-from cxrnode.dicom.commitment import PARSING
 from cxrnode.dicom.header import KEPT, header_to_bytes, report_header
 from cxrnode.dicom.outline import outline
 from cxrnode.dicom.read import read_header
@@ -168,10 +167,9 @@ class _GroupCommit:
 def _read(incoming: IncomingInstance) -> tuple[Dataset, bytes]:
     """The header of a data set that is all there, and what the store keeps of it. Raises Rejected."""
     with incoming.path.open("rb") as f:
-        with PARSING:
-            ds = read_header(f)
-            if incoming.transfer_syntax_uid == uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
-                return ds, header_to_bytes(report_header(ds))
+        ds = read_header(f)
+        if incoming.transfer_syntax_uid == uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
+            return ds, header_to_bytes(report_header(ds))
         implicit = bool(ds.original_encoding[0])
         little = incoming.transfer_syntax_uid != uids.ExplicitVRBigEndian
         with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -195,8 +193,7 @@ def _kept(ds: Dataset, encoded: dict[int, bytes]) -> bytes:
         else:
             one = Dataset()
             one[tag] = ds[tag]
-            with PARSING:
-                parts.append(header_to_bytes(one))
+            parts.append(header_to_bytes(one))
     return b"".join(parts)
 
 

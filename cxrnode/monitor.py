@@ -51,7 +51,7 @@ class Monitor:
 
     def _stages(self) -> str | None:
         down = self.supervisor.down
-        return f"not running: {', '.join(down)}" if down else None
+        return f"not running, or just started again: {', '.join(down)} (the log says why)" if down else None
 
     def _database(self) -> str | None:
         with self.database.begin(shared=True) as c:

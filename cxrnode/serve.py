@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
 from cxrnode import __version__
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.config import Config, StatRule, load_config
-from cxrnode.deliver import Deliverer
-from cxrnode.dicom.scp import CommitmentReport, Handlers, ListenerOptions, start_listener
-from cxrnode.dicom.status import SUCCESS
+from cxrnode.deliver import Deliverer, record_report
+from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listener
 from cxrnode.dicom.tls import client_context, server_context
-from cxrnode.errors import StoreError
+from cxrnode.errors import ConfigError, StorageFullError, StoreError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
 from cxrnode.monitor import Monitor
+from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import Database
@@ -35,7 +37,11 @@ from cxrnode.store.studies import Studies
 from cxrnode.supervisor import Supervisor
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 
+if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
+    from cxrnode.analyse import Analyser
+
 DATABASE_NAME = "ledger.sqlite"
+_FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
 log = logging.getLogger(__name__)
 
 
@@ -80,14 +86,6 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         with database.begin(shared=True) as c:
             return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
 
-    def reported(report: CommitmentReport) -> int:
-        with database.begin() as c:
-            committed = [uid for _, uid in report.committed]
-            failed = [(uid, reason) for (_, uid), reason in report.failed]
-            if not outbox.answered(c, report.transaction_uid, committed, failed):
-                log.warning("%s: a storage commitment report of a transaction that is not open", report.peer.host)
-        return SUCCESS
-
     with ExitStack() as stack:
         stack.enter_context(_alone(config.node.data_dir, "intake"))
         intake = Intake(
@@ -99,15 +97,26 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
             calling_ae_title=config.node.ae_title, peers=_commitment_peers(config),
         )  # fmt: skip
         handlers = Handlers(
-            store=intake.store, has_room=intake.has_room, commit_requested=answers.requested, commit_reported=reported
-        )
+            store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
+            commit_reported=partial(record_report, database, outbox),
+        )  # fmt: skip
         for options in _listeners(config, intake.incoming):
-            listener = stack.enter_context(start_listener(options, handlers))
+            listener = stack.enter_context(_listen(options, handlers))
             log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.ssl_context else "")
         thread = threading.Thread(target=answers.run, args=(stopping,), name="commitment answers")
         thread.start()
         stack.callback(thread.join)
         stopping.wait()
+
+
+def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
+    try:
+        return start_listener(options, handlers)
+    except OSError as e:
+        raise ConfigError(
+            f"cannot listen on {options.bind}:{options.port}: {e.strerror}. Is another process there? Choose another "
+            f"{'receive.tls.port' if options.ssl_context else 'node.port'}, or a bind address that this machine has"
+        ) from e
 
 
 def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
@@ -184,12 +193,32 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
             report_not_analysed=config.report.not_analysed == "report",
             destinations=tuple(d.name for d in config.destination), until_dry=False,
         )  # fmt: skip
-        Analyser(
-            database=database, queue=queue, studies=Studies("analyse"), outbox=Outbox("analyse"), pool=pool,
-            inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
-            on_done=lambda n: log.info("%d images analysed", n),
-            on_reported=lambda studies: log.info("%d studies reported", len(studies)), stopping=stopping,
-        ).run()  # fmt: skip
+
+        def analyser() -> Analyser:
+            return Analyser(
+                database=database, queue=queue, studies=Studies("analyse"), outbox=Outbox("analyse"), pool=pool,
+                inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
+                on_done=lambda n: log.info("%d images analysed", n),
+                on_reported=lambda studies: log.info("%d studies reported", len(studies)), stopping=stopping,
+            )  # fmt: skip
+
+        _outlast_full_disk(analyser, stopping)
+
+
+def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Event) -> None:
+    """Run an Analyser; while the disk is full, hand back what it had in hand and wait for room."""
+    held: Analyser | None = None
+    while True:
+        try:
+            if held:
+                held.hand_back()
+            held = analyser()
+            held.run()
+            return
+        except StorageFullError as e:
+            log.error("analyse waits for room, and then goes on by itself: %s", e)  # noqa: TRY400 (its text says all)
+        if stopping.wait(_FULL_DISK_S):
+            return
 
 
 # --- deliver --------------------------------------------------------------------------------------------------------
@@ -200,9 +229,16 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event) -
         destinations=destinations(config), root=config.node.data_dir, database=database, outbox=Outbox("deliver"),
         calling_ae_title=config.node.ae_title,
     )  # fmt: skip
+    retention = Retention(
+        database=database, data_dir=config.node.data_dir, days=config.node.retention_days,
+        destinations={d.name: d.storage_commitment for d in config.destination},
+    )  # fmt: skip
+    thread = threading.Thread(target=retention.run, args=(stopping,), name="retention")
     deliverer.start()
+    thread.start()
     stopping.wait()
     deliverer.stop()
+    thread.join()
 
 
 def destinations(config: Config) -> list[Destination]:

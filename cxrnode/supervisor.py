@@ -19,6 +19,7 @@ from pathlib import Path
 STAGES = ("intake", "analyse", "deliver")
 _POLL_S = 0.1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0  # before a stage that died is started again, doubled each time
+_PROVEN_S = 5.0  # a stage that cannot start has ended by then
 _SETTLED_S = 60.0  # a stage that lived so long had a fresh start
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class _Child:
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def proven(self) -> bool:
+        return self.deaths == 0 or time.monotonic() - self.started > _PROVEN_S
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command)  # noqa: S603 (our own interpreter and command)
@@ -76,8 +81,8 @@ class Supervisor:
 
     @property
     def down(self) -> list[str]:
-        """The stages that do not run at this moment."""
-        return [child.stage for child in self._children if not child.alive]
+        """The stages that do not run, or were just started again: whether they stay is not known yet."""
+        return [child.stage for child in self._children if not (child.alive and child.proven)]
 
     @property
     def deaths(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ import typer
 
 from cxrnode import __version__
 from cxrnode.cli import config, models, queue, run_batch, serve
-from cxrnode.errors import CxrnodeError
+from cxrnode.errors import CxrnodeError, StorageFullError
 from engines.base import EngineError
 
 app = typer.Typer(
@@ -47,5 +47,6 @@ def main() -> None:
     try:
         app()
     except (CxrnodeError, EngineError) as e:
-        sys.stderr.write(f"error: {e}\n")
+        resumable = ". Then run the same command again: it goes on where it stopped"
+        sys.stderr.write(f"error: {e}{resumable if isinstance(e, StorageFullError) else ''}\n")
         sys.exit(getattr(e, "exit_code", 2))

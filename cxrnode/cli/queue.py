@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,11 +76,17 @@ def bury(config: ConfigPath, job_ids: Ids) -> None:
 
 def _act(config: Path, job_ids: list[int], what: str) -> None:
     from cxrnode.serve import open_database  # noqa: PLC0415
+    from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 
     queue = Queue(_ACTOR)
     with open_database(config) as database, database.begin() as c:
-        changed = queue.retry(c, job_ids) if what == "retry" else queue.bury(c, job_ids)
+        if what == "retry":
+            studies = queue.retry(c, job_ids)
+            Outbox(_ACTOR).reopen_refused(c, studies, now=time.time())
+            changed = len(studies)
+        else:
+            changed = queue.bury(c, job_ids)
     typer.echo(f"{what}: {changed} of {len(job_ids)} images")
     if changed < len(job_ids):
         fits = "that were analysed" if what == "retry" else "that still wait"

@@ -22,7 +22,7 @@ from cxrnode.pool import default_workers, start_server
 from cxrnode.types import Destination
 
 if TYPE_CHECKING:
-    from cxrnode.node import BatchRun
+    from cxrnode.batch import BatchRun
 
 _MAX_TABLE_ROWS = 50
 _INTERRUPTED = 130
@@ -74,7 +74,7 @@ def run_batch(
     configuration; 130 interrupted, resumable.
     """
     start_server("cxrnode.workers")  # it imports on another core while this process does
-    from cxrnode.node import BatchOptions, open_batch  # noqa: PLC0415
+    from cxrnode.batch import BatchOptions, open_batch  # noqa: PLC0415
 
     options = BatchOptions(
         archives=tuple(archives), out=out, bundle=bundle, engine=engine.value, batch_size=batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,7 +19,6 @@ from cxrnode.types import Peer
 
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
 _DATA_SET_MAX = 1 << 24  # bytes: a hundred thousand references
-PARSING = threading.Lock()  # `tolerant` changes pydicom's process-wide settings: one thread at a time
 
 Reference = tuple[str, str]  # SOP class UID, SOP instance UID
 
@@ -97,7 +95,7 @@ class CommitmentOperation:
     def _parse(self) -> Dataset:
         if len(self._raw) > _DATA_SET_MAX:
             raise ValueError("too large")
-        with PARSING, tolerant():
+        with tolerant():
             ds = read_dataset(
                 BytesIO(bytes(self._raw)), is_implicit_VR=self._syntax == uids.ImplicitVRLittleEndian,
                 is_little_endian=True,

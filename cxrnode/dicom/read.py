@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ DAMAGE = (
     MemoryError, NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 _PREFIXES = (1 << 16, 1 << 20, 1 << 24, -1)  # bytes read until the header fits: 64 KiB holds nearly all
+_SETTINGS = threading.RLock()
 _INFLATED_MAX = 1 << 30  # bytes; a deflated data set beyond is no radiograph
 _PIXELS = 0x7FE00010
 _STOP = 0x7FE00008  # Float Pixel Data, the first of the elements that hold pixels (PS3.3 C.7.6.24)
@@ -87,15 +89,19 @@ def pixel_digest(ds: Dataset) -> str:
 
 @contextmanager
 def tolerant() -> Iterator[None]:
-    """pydicom without value validation, warnings and logging: it quotes values, which may be patient data, in both."""
+    """pydicom without value validation, warnings and logging: it quotes values, which may be patient data, in both.
+
+    These settings are the process's, so one thread has them at a time.
+    """
     log = logging.getLogger("pydicom")  # has a handler that drops all: nothing goes past it now
-    propagated, log.propagate = log.propagate, False
-    try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.propagate = propagated
+    with _SETTINGS:
+        propagated, log.propagate = log.propagate, False
+        try:
+            with disable_value_validation(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            log.propagate = propagated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,9 +114,7 @@ class Database:
         except DBAPIError as e:
             why = _why(e)
             if _is_full(e):
-                raise StorageFullError(
-                    f"cannot write {self.name} ({why}): free some space, then run the same command again to go on"
-                ) from e
+                raise StorageFullError(f"cannot write {self.name} ({why}): free some space") from e
             raise StoreError(f"cannot use the database {self.name} ({why}). {self._mend}") from e
 
 

@@ -163,6 +163,16 @@ class Outbox:
         if reopened:
             ledger.append(c, "delivery_reopened", actor=self._actor, destination=destination, results=reopened)
 
+    # -- by hand
+
+    def reopen_refused(self, c: Connection, study_instance_uids: Sequence[str], *, now: float) -> None:
+        """Have the results of these studies that a destination refused sent once more."""
+        of_studies = select(result.c.sop_instance_uid).where(result.c.study_instance_uid.in_(study_instance_uids))
+        chosen = and_(delivery.c.state == REFUSED, delivery.c.result_uid.in_(of_studies))
+        for d in _pick(c, chosen, None):
+            _update(c, [d], state=PENDING, attempts=0, not_before=now, updated_at=now, transaction_uid=None, **_FREE)
+            self._audit(c, "delivery_reopened", d)
+
     # -- storage commitment (PS3.4 annex J)
 
     def uncommitted(self, c: Connection, destination: str, *, now: float) -> bool:

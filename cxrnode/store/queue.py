@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, true, update
 
 from cxrnode.store import ledger
 from cxrnode.store.objects import add_result
@@ -178,19 +178,21 @@ class Queue:
 
     # -- claims
 
-    def claim(self, c: Connection, lease: Lease, *, limit: int, idle: bool) -> list[Job]:
+    def claim(self, c: Connection, lease: Lease, *, limit: int, idle: bool, stat_only: bool = False) -> list[Job]:
         """The next images, the caller's until the lease ends: what a lost lease left, STAT before routine, in order.
 
         A quarter is kept for routine images, so that a stream of STAT ones never starves them. An image whose claims
         ended in silence before goes alone, to a caller that is `idle`; one that is not gets nothing until it is.
+        `stat_only` is for a caller that has its hands full: STAT images alone.
         """
+        wanted = job.c.priority == STAT if stat_only else true()
         lost = _lost(lease)
         if suspect := self._due(c, lost & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1), 1):
             return self._take(c, lease, suspect) if idle else []
-        ids = self._due(c, lost & (job.c.attempts < _SUSPECT), limit)
+        ids = self._due(c, wanted & lost & (job.c.attempts < _SUSPECT), limit)
         ready = (job.c.state == RECEIVED) & (job.c.not_before <= lease.now)
         stat = self._due(c, ready & (job.c.priority == STAT), limit - len(ids))
-        routine = self._due(c, ready & (job.c.priority == ROUTINE), limit - len(ids))
+        routine = [] if stat_only else self._due(c, ready & (job.c.priority == ROUTINE), limit - len(ids))
         room = limit - len(ids) - min(len(routine), limit // _ROUTINE_SHARE)
         ids = (ids + stat[: max(0, room)] + routine)[:limit]
         return self._take(c, lease, ids)
@@ -221,6 +223,12 @@ class Queue:
     def heartbeat(self, c: Connection, lease: Lease) -> None:
         mine = (job.c.state == CLAIMED) & (job.c.lease_owner == lease.owner)
         c.execute(update(job).where(mine).values(lease_until=lease.until))
+
+    def release(self, c: Connection, owner: str) -> None:
+        """Hand back what the owner claimed and could not finish through no fault of the images."""
+        mine = (job.c.state == CLAIMED) & (job.c.lease_owner == owner)
+        free = {"state": RECEIVED, "lease_owner": None, "lease_until": None, "attempts": job.c.attempts - 1}
+        c.execute(update(job).where(mine).values(**free))
 
     def release_all(self, c: Connection) -> None:
         """Free every claim. Only where the caller knows that nobody else works on this store."""
@@ -277,13 +285,18 @@ class Queue:
 
     # -- by hand
 
-    def retry(self, c: Connection, job_ids: Sequence[int]) -> int:
-        """Analyse these again, whatever came of them; a claimed one is left to whoever works on it."""
+    def retry(self, c: Connection, job_ids: Sequence[int]) -> list[str]:
+        """Analyse these again, whatever came of them; one that waits or is claimed is left alone.
+
+        Returns the Study Instance UID of each that was changed.
+        """
         again = {"state": RECEIVED, "attempts": 0, "not_before": 0.0, "lease_owner": None, "lease_until": None}
         chosen = job.c.id.in_(job_ids) & job.c.state.in_((ANALYSED, REPORTED)) & job.c.study_instance_uid.is_not(None)
-        for row in c.execute(select(job.c.id, job.c.study_instance_uid).where(chosen)).all():
+        rows = c.execute(select(job.c.id, job.c.study_instance_uid).where(chosen)).all()
+        for row in rows:
             ledger.append(c, "retried", actor=self._actor, study_instance_uid=row.study_instance_uid, job=row.id)
-        return c.execute(update(job).where(chosen).values(**again)).rowcount
+        c.execute(update(job).where(chosen).values(**again))
+        return [row.study_instance_uid for row in rows]
 
     def bury(self, c: Connection, job_ids: Sequence[int]) -> int:
         """Give these up: no more attempts; their studies' reports say that they were not analysed."""

@@ -52,10 +52,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in _STORAGE:
-            raise StorageFullError(
-                f"cannot write {path}: {e.strerror}. Make room or give write permission, then run the same command "
-                "again: it goes on where it stopped"
-            ) from e
+            raise StorageFullError(f"cannot write {path}: {e.strerror}. Make room or give write permission") from e
         raise
 
 

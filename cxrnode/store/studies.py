@@ -93,6 +93,10 @@ class Studies:
     def heartbeat(self, c: Connection, lease: Lease) -> None:
         c.execute(update(study).where(study.c.lease_owner == lease.owner).values(lease_until=lease.until))
 
+    def release(self, c: Connection, owner: str) -> None:
+        """Hand back what the owner claimed."""
+        c.execute(update(study).where(study.c.lease_owner == owner).values(**_FREE))
+
     def release_all(self, c: Connection) -> None:
         """Free every claim. Only where the caller knows that nobody else works on this store."""
         c.execute(update(study).where(study.c.lease_owner.is_not(None)).values(**_FREE))

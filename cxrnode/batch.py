@@ -1,4 +1,4 @@
-"""Composition root: the only place that builds the concrete parts and puts them together."""
+"""Composition root of `run-batch`: builds the concrete parts and puts them together."""
 
 from __future__ import annotations
 

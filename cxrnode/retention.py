@@ -1,0 +1,195 @@
+"""Retention: files whose work is over go, their rows and the ledger stay.
+
+A study's work is over when all of it is reported and every result is where it should be, for so many days. Until then
+nothing of it is deleted: a delivery that is open, refused or missing keeps the whole study.
+
+    record in the ledger  --commit-->  unlink
+
+A crash between the two leaves a file that the next pass deletes, without a second record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.outbox import COMMITTED, SENT
+from cxrnode.store.queue import REPORTED
+from cxrnode.store.schema import delivery, instance, job, result, study
+from cxrnode.store.schema import ledger as ledger_table
+from cxrnode.types import Outcome
+
+_ACTOR = "retention"
+_INTERVAL_S = 3600.0
+_PAGE = 200  # studies asked of the database at a time
+_SPOOL, _RESULTS = "spool", "dicom"  # below the data folder, each with a folder a study
+_DELETED = {_SPOOL: "spool_deleted", _RESULTS: "result_deleted"}  # kinds of ledger record
+_DAY_S = 86_400.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file of a study, relative to the data folder."""
+
+    path: Path
+    sop_instance_uid: str
+    sha256: str
+
+    @property
+    def kind(self) -> str:
+        return _DELETED[self.path.parts[0]]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.sop_instance_uid, self.sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Deletes received and result files below `data_dir`.
+
+    days: how long a study's newest step must be past; 0: as soon as its work is over. destinations: name in the store
+    -> whether it does storage commitment; to one that does not, sent is the end. Without any, nothing is deleted.
+    """
+
+    database: Database
+    data_dir: Path
+    days: int
+    destinations: Mapping[str, bool]
+
+    def run(self, stopping: threading.Event) -> None:
+        """A pass at once and then every hour, until `stopping` is set."""
+        while not stopping.is_set():
+            try:
+                self.sweep(stopping)
+            except Exception:  # the loop's edge: a full disk, a database that is away; what is left waits an hour
+                log.exception("retention: goes on in %.0f s", _INTERVAL_S)
+            stopping.wait(_INTERVAL_S)
+
+    def sweep(self, stopping: threading.Event | None = None, *, now: float | None = None) -> int:
+        """One pass; returns how many files were deleted. `now`: seconds since 1970, UTC."""
+        now = time.time() if now is None else now
+        deleted = 0
+        if not self.destinations:
+            return 0
+        folders = iter(sorted(self._on_disk()))
+        while page := list(islice(folders, _PAGE)):
+            for uid in self._old(page, now):
+                if stopping and stopping.is_set():
+                    return deleted
+                deleted += self._delete(uid, now)
+        if deleted:
+            log.info("deleted %d files whose results are delivered for %d days", deleted, self.days)
+        return deleted
+
+    def _on_disk(self) -> set[str]:
+        """Names of the studies' folders: a pass costs what is there, and not what ever was."""
+        tops = [self.data_dir / top for top in _DELETED]
+        return {folder.name for top in tops if top.is_dir() for folder in top.iterdir() if folder.is_dir()}
+
+    def _old(self, uids: list[str], now: float) -> list[str]:
+        query = select(study.c.study_instance_uid).where(
+            study.c.study_instance_uid.in_(uids), study.c.last_received_at <= now - self.days * _DAY_S
+        )
+        with self.database.begin(shared=True) as c:
+            return list(c.execute(query).scalars())
+
+    def _delete(self, uid: str, now: float) -> int:
+        with self.database.begin() as c:
+            if not self._is_over(c, uid, now):
+                return 0
+            there = [f for f in (*_received(c, uid), *_results(c, uid)) if (self.data_dir / f.path).is_file()]
+            recorded = _recorded(c, uid)
+            for file in there:
+                if file.identity not in recorded:
+                    ledger.append(
+                        c, file.kind, actor=_ACTOR, study_instance_uid=uid, sop_instance_uid=file.sop_instance_uid,
+                        sha256=file.sha256, path=file.path.as_posix(),
+                    )  # fmt: skip
+        return sum(map(self._unlink, there))
+
+    def _unlink(self, file: _File) -> bool:
+        path = self.data_dir / file.path
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            log.error("cannot delete %s: %s. May this user write there?", path, e.strerror)  # noqa: TRY400 (in words)
+            return False
+        with suppress(OSError):  # the folder still holds something
+            path.parent.rmdir()
+        return True
+
+    def _is_over(self, c: Connection, uid: str, now: float) -> bool:
+        jobs = c.execute(select(job.c.state, job.c.outcome).where(job.c.study_instance_uid == uid)).all()
+        made = set(c.execute(select(result.c.sop_instance_uid).where(result.c.study_instance_uid == uid)).scalars())
+        if any(j.state != REPORTED for j in jobs):
+            return False
+        if not made and any(j.outcome == Outcome.FAILED for j in jobs):
+            return False  # nobody was told: the file is what an operator may look at and retry
+        steps = [c.execute(select(study.c.last_received_at).where(study.c.study_instance_uid == uid)).scalar_one()]
+        arrived = set()
+        for d in c.execute(_DELIVERIES.where(result.c.study_instance_uid == uid)):
+            if not self._has_arrived(d.destination, d.state):
+                return False
+            arrived.add((d.result_uid, d.destination))
+            steps.append(d.updated_at)
+        wanted = {(uid, destination) for uid in made for destination in self.destinations}
+        return wanted <= arrived and max(steps) <= now - self.days * _DAY_S
+
+    def _has_arrived(self, destination: str, state: str) -> bool:
+        """One that the configuration no longer names may do storage commitment: only committed counts there."""
+        return state == COMMITTED or (state == SENT and not self.destinations.get(destination, True))
+
+
+_DELIVERIES = select(
+    delivery.c.result_uid, delivery.c.destination, delivery.c.state, delivery.c.updated_at
+).join(result, result.c.sop_instance_uid == delivery.c.result_uid)  # fmt: skip
+
+
+def _received(c: Connection, uid: str) -> Iterator[_File]:
+    """What intake put into the spool; an archive's files are not ours."""
+    columns = (instance.c.path, instance.c.sop_instance_uid, instance.c.sha256)
+    mine = (job.c.study_instance_uid == uid) & instance.c.received_at.is_not(None)
+    return _files(_SPOOL, c.execute(select(*columns).join(job, job.c.id == instance.c.id).where(mine)).all())
+
+
+def _results(c: Connection, uid: str) -> Iterator[_File]:
+    columns = (result.c.path, result.c.sop_instance_uid, result.c.sha256)
+    return _files(_RESULTS, c.execute(select(*columns).where(result.c.study_instance_uid == uid)).all())
+
+
+def _files(top: str, rows: Iterable[tuple[str, str, str]]) -> Iterator[_File]:
+    for path, sop_instance_uid, sha256 in rows:
+        file = _File(path=Path(path), sop_instance_uid=sop_instance_uid, sha256=sha256)
+        if file.path.parts[0] == top and ".." not in file.path.parts:
+            yield file
+
+
+def _recorded(c: Connection, uid: str) -> set[tuple[str, str]]:
+    """What the ledger says is deleted, and did not come again since."""
+    table = ledger_table
+    kinds = (*_DELETED.values(), "received", "report_made")
+    query = (
+        select(table.c.kind, table.c.detail)
+        .where(table.c.study_instance_uid == uid, table.c.kind.in_(kinds))
+        .order_by(table.c.seq)
+    )
+    recorded: set[tuple[str, str]] = set()
+    for kind, text in c.execute(query):
+        detail = json.loads(text)
+        identity = detail["sop_instance_uid"], detail["sha256"]
+        (recorded.add if kind in _DELETED.values() else recorded.discard)(identity)
+    return recorded

@@ -1,0 +1,112 @@
+"""The node on a disk that fills up: while it receives, while it reports. Nothing is lost, and room is all it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pynetdicom import AE
+
+from tests.support.awaiting import await_true, film, study_uid
+from tests.support.node import SENDER, Node
+
+OUT_OF_RESOURCES = 0xA700
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node that runs on a real file system of 24 MB of its own."""
+    node = Node(folder=tmp_path / "node", quiet_s=2.0)
+    node.data_dir.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(node.data_dir)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small file system here (needs root)")
+    try:
+        node.start()
+        yield node
+    finally:
+        node.kill()
+        subprocess.run(["umount", "-l", str(node.data_dir)], check=False)
+
+
+def fill(node: Node) -> Path:
+    """Take all the room there is, to the last byte."""
+    filler = node.data_dir / "filler"
+    with filler.open("wb", buffering=0) as f:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while f.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+    return filler
+
+
+def partial_files(node: Node) -> list[Path]:
+    return [*node.data_dir.rglob("*.part"), *(node.data_dir / "incoming").iterdir()]
+
+
+def reported(node: Node, *numbers: int) -> bool:
+    """Each study has its SR and its capture, and every image was analysed, the files whole."""
+    studies = {study_uid(n) for n in numbers}
+    made = set(node.rows("SELECT study_instance_uid, kind FROM result"))
+    jobs = set(node.rows("SELECT state, outcome FROM job"))
+    return made == {(s, k) for s in studies for k in ("sr", "capture")} and jobs == {("reported", "analysed")}
+
+
+def echo(node: Node) -> Any:
+    ae = AE(ae_title=SENDER)
+    ae.add_requested_context("1.2.840.10008.1.1")
+    assoc = ae.associate("127.0.0.1", node.port, ae_title="CXRNODE")
+    try:
+        return assoc.send_c_echo().Status
+    finally:
+        assoc.release()
+
+
+def test_full_while_it_receives(node: Node, tmp_path: Path) -> None:
+    assert node.send(film(tmp_path, 1)) == [0]
+    await_true(lambda: reported(node, 1), lambda: node.log[-3000:])
+    filler = fill(node)
+    assert node.send(film(tmp_path, 2), film(tmp_path, 3)) == [OUT_OF_RESOURCES] * 2
+    assert echo(node) == 0
+    assert not partial_files(node)
+    assert "disk_watermark_mb" in node.readiness()["reasons"]["disk"]
+    assert node.rows("SELECT count(*) FROM instance") == [(1,)]
+    filler.unlink()
+    assert node.send(film(tmp_path, 2), film(tmp_path, 3)) == [0, 0]
+    await_true(lambda: reported(node, 1, 2, 3), lambda: node.log[-3000:])
+    assert node.readiness() == {"ready": True, "reasons": {}}
+
+
+def test_full_to_the_last_byte_without_a_watermark(node: Node, tmp_path: Path) -> None:
+    """Where the watermark did not help (another program was faster), the write itself fails, and is answered."""
+    node.stop()
+    node.watermark_mb = 0
+    node.start()
+    filler = fill(node)
+    assert set(node.send(film(tmp_path, 1), film(tmp_path, 2))) == {OUT_OF_RESOURCES}
+    assert echo(node) == 0
+    assert not partial_files(node)
+    filler.unlink()
+    assert node.send(film(tmp_path, 1), film(tmp_path, 2)) == [0, 0]
+    await_true(lambda: reported(node, 1, 2), lambda: node.log[-3000:])
+
+
+def test_full_while_it_reports(node: Node, tmp_path: Path) -> None:
+    assert node.send(film(tmp_path, 1), film(tmp_path, 2)) == [0, 0]
+    filler = fill(node)  # well within the time that a study must be quiet
+    waits = "analyse waits for room, and then goes on by itself"
+    await_true(lambda: node.log.count(waits) >= 6, lambda: node.log[-3000:])  # more often than an image may fail
+    assert "No space left" in node.log or "full" in node.log
+    assert "disk" in node.readiness()["reasons"]
+    assert not list((node.data_dir / "dicom").rglob("*.part"))
+    assert not node.rows("SELECT 1 FROM job WHERE outcome = 'failed' OR attempts > 2")
+    filler.unlink()
+    await_true(lambda: reported(node, 1, 2), lambda: node.log[-3000:])
+    assert "Traceback" not in node.log
+    assert "analyse ended" not in node.log
