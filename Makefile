@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql
 
-.PHONY: demo test lint peers bench-batch bench-engines clean
+.PHONY: demo test lint peers bench-batch bench-node bench-engines clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
@@ -31,6 +31,11 @@ peers:
 # pair it with nothing else running: it times
 bench-batch: $(VENV)/dev
 	$(BIN)/python -m tests.bench.batch
+
+# with nothing else running, and Orthanc and DCMTK installed (make peers)
+bench-node: $(VENV)/dev peers
+	$(BIN)/python -m tests.bench.receive
+	$(BIN)/python -m tests.bench.node
 
 bench-engines: $(VENV)/dev
 	$(BIN)/python -m tests.bench.engines_cpu

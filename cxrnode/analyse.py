@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _TOGETHER_S = 0.05  # what is done within this time of each other shares a commit
 _POLL_S = 0.05
+_IDLE_POLL_S = 0.1  # each is two transactions, all day
 _LEASE_S = 10.0  # what a killed process had in hand waits so long
 _CLAIM = 4  # images that are worth a claim: each is a commit
 _BATCH_S = 0.1  # a node's batch takes about so long, for a STAT image that comes meanwhile waits for its end
@@ -214,7 +215,7 @@ class Analyser:
             if not self._stat_in_hand:
                 wait(futures, timeout=_TOGETHER_S)
         elif not self.options.until_dry:
-            self.stopping.wait(_POLL_S)
+            self.stopping.wait(_IDLE_POLL_S)
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed."""

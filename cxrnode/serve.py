@@ -113,8 +113,9 @@ def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
     try:
         return start_listener(options, handlers)
     except OSError as e:
+        why = str(e.strerror).partition(" (while")[0]  # socket.create_server repeats the address
         raise ConfigError(
-            f"cannot listen on {options.bind}:{options.port}: {e.strerror}. Is another process there? Choose another "
+            f"cannot listen on {options.bind}:{options.port}: {why}. Is another process there? Choose another "
             f"{'receive.tls.port' if options.ssl_context else 'node.port'}, or a bind address that this machine has"
         ) from e
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cxrnode import __version__
-from cxrnode.cli import config, models, queue, run_batch, serve
+from cxrnode.cli import config, doctor, models, queue, run_batch, serve
 from cxrnode.errors import CxrnodeError, StorageFullError
 from engines.base import EngineError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("run-batch")(run_batch.run_batch)
 app.command("serve")(serve.serve)
+app.command("doctor")(doctor.doctor)
 app.add_typer(queue.app, name="queue")
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")

@@ -26,8 +26,9 @@ PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
 MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
 ASK_AGAIN_S = 30.0  # the report may be lost, or come hours later: each further request waits as long as it took so far
 _LONGEST_ASK_S = 86_400.0
-# No lease and no retry is longer: a time further ahead was written before the clock was set back, and holds nothing up
+# No retry and no lease is longer: a time further ahead was written before the clock was set back, and holds nothing up
 LONGEST_WAIT_S = 1800.0
+LONGEST_LEASE_S = 60.0
 _FREE = {"lease_owner": None, "lease_until": None}
 _ASKED_BEFORE = ""  # a transaction that is over, and no answer can name
 
@@ -260,12 +261,14 @@ def _in_state(destination: str, state: str) -> ColumnElement[bool]:
 
 def _claimable(destination: str, now: float) -> ColumnElement[bool]:
     until = delivery.c.lease_until
-    free = or_(until.is_(None), until <= now, until > now + LONGEST_WAIT_S)
-    return and_(_in_state(destination, PENDING), _due(now, LONGEST_WAIT_S), free)
+    free = or_(until.is_(None), until <= now, until > now + LONGEST_LEASE_S)
+    new = delivery.c.attempts == 0  # has nothing to wait for, whatever the clock says that it said then
+    return and_(_in_state(destination, PENDING), or_(new, _due(now, LONGEST_WAIT_S)), free)
 
 
 def _askable(destination: str, now: float) -> ColumnElement[bool]:
-    return and_(_in_state(destination, SENT), _due(now, _LONGEST_ASK_S))
+    new = func.coalesce(delivery.c.transaction_uid, _ASKED_BEFORE) == _ASKED_BEFORE  # as in _claimable
+    return and_(_in_state(destination, SENT), or_(new, _due(now, _LONGEST_ASK_S)))
 
 
 def _due(now: float, longest_s: float) -> ColumnElement[bool]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, true, update
+from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, insert, select, update
 
 from cxrnode.store import ledger
 from cxrnode.store.objects import add_result
@@ -59,6 +59,24 @@ _FINISH = (
     update(job)
     .where(job.c.id == bindparam("job_id"), job.c.lease_owner == bindparam("owner"), job.c.state == CLAIMED)
     .values({k: bindparam(k) for k in _WRITTEN} | {"lease_owner": None, "lease_until": None})
+)
+
+
+def _jobs(condition: ColumnElement[bool]) -> Select[Any]:
+    """The first `limit` of these, in the order in which they came, but for what another claim holds just now."""
+    query = select(job.c.id).where(condition).order_by(job.c.id).limit(bindparam("limit"))
+    return query.with_for_update(skip_locked=True)
+
+
+# Claims are asked for all day. A lease has ended when it is past, or so far ahead that the clock was set back since.
+_LOST = (job.c.state == CLAIMED) & (
+    (job.c.lease_until < bindparam("now")) | (job.c.lease_until > bindparam("furthest"))
+)
+_SUSPECTS = _jobs(_LOST & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1))
+_LOST_CLAIMS = _jobs(_LOST & (job.c.attempts < _SUSPECT) & (job.c.priority <= bindparam("least_urgent")))
+_DEAD = _jobs(_LOST & (job.c.attempts >= MAX_ATTEMPTS))
+_READY = _jobs(
+    (job.c.state == RECEIVED) & (job.c.not_before <= bindparam("now")) & (job.c.priority == bindparam("priority"))
 )
 
 
@@ -112,6 +130,10 @@ class Lease:
     @property
     def until(self) -> float:
         return self.now + self.seconds
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {"now": self.now, "furthest": self.now + 2 * self.seconds}
 
     def ended(self, until: Column[Any]) -> ColumnElement[bool]:
         """Past, or so far ahead that the clock must have been set back since."""
@@ -185,14 +207,12 @@ class Queue:
         ended in silence before goes alone, to a caller that is `idle`; one that is not gets nothing until it is.
         `stat_only` is for a caller that has its hands full: STAT images alone.
         """
-        wanted = job.c.priority == STAT if stat_only else true()
-        lost = _lost(lease)
-        if suspect := self._due(c, lost & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1), 1):
+        if suspect := self._due(c, _SUSPECTS, lease, 1):
             return self._take(c, lease, suspect) if idle else []
-        ids = self._due(c, wanted & lost & (job.c.attempts < _SUSPECT), limit)
-        ready = (job.c.state == RECEIVED) & (job.c.not_before <= lease.now)
-        stat = self._due(c, ready & (job.c.priority == STAT), limit - len(ids))
-        routine = [] if stat_only else self._due(c, ready & (job.c.priority == ROUTINE), limit - len(ids))
+        least_urgent = STAT if stat_only else ROUTINE
+        ids = self._due(c, _LOST_CLAIMS, lease, limit, least_urgent=least_urgent)
+        stat = self._due(c, _READY, lease, limit - len(ids), priority=STAT)
+        routine = [] if stat_only else self._due(c, _READY, lease, limit - len(ids), priority=ROUTINE)
         room = limit - len(ids) - min(len(routine), limit // _ROUTINE_SHARE)
         ids = (ids + stat[: max(0, room)] + routine)[:limit]
         return self._take(c, lease, ids)
@@ -211,13 +231,12 @@ class Queue:
         )
         return [Job(**row) for row in c.execute(query).mappings()]
 
-    def _due(self, c: Connection, condition: ColumnElement[bool], limit: int) -> list[int]:
-        query = select(job.c.id).where(condition).order_by(job.c.id).limit(limit).with_for_update(skip_locked=True)
-        return list(c.execute(query).scalars())
+    def _due(self, c: Connection, query: Select[Any], lease: Lease, limit: int, **values: int) -> list[int]:
+        return list(c.execute(query, {"limit": limit, **lease.times, **values}).scalars())
 
     def give_up(self, c: Connection, lease: Lease) -> None:
         """An image whose analysis never came to its end is a dead letter: failed, and its study's report says so."""
-        for job_id in self._due(c, _lost(lease) & (job.c.attempts >= MAX_ATTEMPTS), MAX_ATTEMPTS):
+        for job_id in self._due(c, _DEAD, lease, MAX_ATTEMPTS):
             self._bury(c, job_id, Rejection(reason=Reason.GAVE_UP, detail=f"{MAX_ATTEMPTS} attempts"))
 
     def heartbeat(self, c: Connection, lease: Lease) -> None:
@@ -320,10 +339,6 @@ class Queue:
     def set_setting(self, c: Connection, key: str, value: Any) -> None:
         statement = upsert(settings).values(key=key, value=value)
         c.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
-
-
-def _lost(lease: Lease) -> ColumnElement[bool]:
-    return (job.c.state == CLAIMED) & lease.ended(job.c.lease_until)
 
 
 def rejection_columns(rejection: Rejection | None) -> dict[str, Any]:

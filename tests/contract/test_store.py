@@ -71,6 +71,14 @@ def test_stat_goes_first_but_never_starves_the_rest(database: Database) -> None:
     assert len({j.id for j in first + second}) == 16
 
 
+def test_a_caller_that_has_its_hands_full_still_gets_stat_images(database: Database) -> None:
+    with database.begin() as c:
+        QUEUE.receive(c, [received(1, 1), received(2, 1, stat=True), received(1, 2)])
+        taken = QUEUE.claim(c, lease("a"), limit=4, idle=False, stat_only=True)
+        assert [j.study_instance_uid for j in taken] == [study_uid(2)]
+        assert QUEUE.claim(c, lease("a"), limit=4, idle=False, stat_only=True) == []
+
+
 def test_a_claim_is_its_owner_s_until_the_lease_ends(database: Database) -> None:
     with database.begin() as c:
         QUEUE.receive(c, [received(1, 1)])
@@ -119,6 +127,19 @@ def test_a_lone_worker_frees_what_its_predecessor_claimed(database: Database) ->
         claim(c, owner="killed")
         QUEUE.release_all(c)
         assert [j.attempts for j in claim(c, owner="next")] == [1]
+
+
+def test_what_is_handed_back_counts_no_attempt(database: Database) -> None:
+    with database.begin() as c:
+        QUEUE.receive(c, [received(1, 1), received(2, 1), received(3, 1)])
+        (done,) = claim(c, 1)
+        QUEUE.finish(c, analysed(done), owner="a")
+        assert len(STUDIES.claim(c, lease("a"), quiet_s=0.0, limit=9)) == 1
+        assert len(claim(c, 1)) == len(claim(c, 1, owner="other")) == 1
+        QUEUE.release(c, "a")
+        STUDIES.release(c, "a")
+        assert [(j.study_instance_uid[-3:], j.attempts) for j in claim(c, owner="next")] == [("002", 1)]
+        assert len(STUDIES.claim(c, lease("next"), quiet_s=0.0, limit=9)) == 1
 
 
 # -- out

@@ -56,14 +56,19 @@ def _write(root: Path, study_uid: str, number: int, kind: Kind, filler: int) -> 
 
 
 def queue_up(
-    database: Database, root: Path, *destinations: Destination, studies: range = range(1, 2), **how: int
+    database: Database,
+    root: Path,
+    *destinations: Destination,
+    studies: range = range(1, 2),
+    now: float | None = None,
+    **how: int,
 ) -> list[str]:
     """Results of these studies, in the outbox for these destinations."""
     uids: list[str] = []
     for study in studies:
         made = make_results(database, root, study=study, **how)  # type: ignore[arg-type]
         with database.begin() as c:
-            Outbox("test").enqueue(c, made, [d.key for d in destinations])
+            Outbox("test").enqueue(c, made, [d.key for d in destinations], now=now)
         uids += made
     return uids
 

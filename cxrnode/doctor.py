@@ -1,0 +1,225 @@
+"""`cxrnode doctor`: is this node fit to work? Checks one after the other, each with what to do where it failed.
+
+What concerns one destination is in `doctor_destination`. Nothing here holds patient data.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import select, text
+
+from cxrnode.config import Config
+from cxrnode.dicom.probe import probe
+from cxrnode.dicom.scu import SendError
+from cxrnode.dicom.status import SUCCESS
+from cxrnode.dicom.tls import certificate_expiry, server_context
+from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned
+from cxrnode.errors import ConfigError, CxrnodeError
+from cxrnode.serve import destinations, open_database
+from cxrnode.store.database import Database
+from cxrnode.store.schema import alembic_version, instance, ledger
+from cxrnode.store.spool import storage_errors, write_atomic
+from cxrnode.types import Destination
+from engines.base import EngineError
+from engines.bundle import Bundle, load_bundle
+from engines.load import make_engine
+
+_CLOCK_S = 5.0  # half of the analyse stage's lease: above it machines take each other's work
+_EXPIRY_NOTICE = timedelta(days=30)
+_HANDSHAKE_S = 10.0
+
+
+def diagnose(config: Config, *, store: bool) -> Iterator[Check]:
+    """Every check, as soon as it is done. `store`: also store, commit and read back a synthetic study."""
+    yield fine("configuration", f"{config.node.ae_title}, {len(config.destination)} destinations")
+    with ExitStack() as stack:
+        database = None
+        try:
+            database = stack.enter_context(open_database(config))
+            yield _revision(database)
+        except (CxrnodeError, OSError) as e:
+            yield failed("database", str(e), "the message says how; then run this again")
+        yield _disk(config)
+        if database:
+            yield _clock(database)
+        bundle = _load(config)
+        yield bundle if isinstance(bundle, Check) else _golden(config, bundle)
+        yield from _certificates(config)
+        yield _listener(config)
+        if config.receive.tls:
+            yield _handshake(config)
+        yield from _destinations(config, database, bundle if isinstance(bundle, Bundle) else None, store=store)
+
+
+# --- this machine ---------------------------------------------------------------------------------------------------
+
+
+def _revision(database: Database) -> Check:
+    with database.begin(shared=True) as c:
+        revision = c.execute(select(alembic_version.c.version_num)).scalar_one()
+    return fine("database", f"{database.name} opens, schema revision {revision}")
+
+
+def _disk(config: Config) -> Check:
+    folder, wanted = config.node.data_dir, config.receive.disk_watermark_mb
+    trial = folder / f"doctor-{uuid.uuid4().hex}"
+    try:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(trial, bytes(4096))
+        trial.unlink()
+    except (CxrnodeError, OSError) as e:
+        return failed("disk", str(e), f"node.data_dir = {folder} must be a folder that this user may write to")
+    free = shutil.disk_usage(folder).free // 2**20
+    if free < wanted:
+        return failed(
+            "disk", f"{free} MB free, below receive.disk_watermark_mb = {wanted}: the node takes nothing (0xA700)",
+            f"free some space at {folder}, lower node.retention_days, or move node.data_dir to a larger disk",
+        )  # fmt: skip
+    return fine("disk", f"{folder} is writable, {free} MB free (watermark {wanted} MB)")
+
+
+def _clock(database: Database) -> Check:
+    """Against the clocks that can be had: the database server's, and the times that the store holds."""
+    compared, off = [], 0.0
+    with database.begin(shared=True) as c:
+        last = c.execute(select(ledger.c.at).order_by(ledger.c.seq.desc()).limit(1)).scalar()
+        received = c.execute(select(instance.c.received_at).order_by(instance.c.id.desc()).limit(1)).scalar()
+        newest = max(datetime.fromisoformat(last).timestamp() if last else 0.0, received or 0.0)
+        if c.dialect.name == "postgresql":
+            before = time.time()
+            server = float(c.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+            off = server - (before + time.time()) / 2
+            compared.append(f"{abs(off):.1f} s from the database server's")
+    ahead = newest - time.time()
+    compared.append("behind the newest time in the store" if ahead > 0 else "not behind any time in the store")
+    if ahead > _CLOCK_S:
+        compared[-1] += f" by {ahead:.0f} s"
+    said = f"{', '.join(compared)}; no other clock was asked"
+    if abs(off) > _CLOCK_S or ahead > _CLOCK_S:
+        return failed("clock", said, "set this machine's clock by NTP (timedatectl), and the database server's")
+    return fine("clock", said)
+
+
+def _load(config: Config) -> Bundle | Check:
+    try:
+        return load_bundle(config.analyse.bundle)
+    except EngineError as e:
+        return failed("bundle", str(e), "copy the bundle again, or name another in analyse.bundle")
+
+
+def _golden(config: Config, bundle: Bundle) -> Check:
+    try:
+        engine = make_engine(config.analyse.engine, bundle)
+        engine.activate()  # runs the golden check
+    except EngineError as e:
+        return failed("bundle", str(e), 'try analyse.engine = "cpu"; a bundle that fails there too is damaged')
+    name = engine.name
+    engine.deactivate()
+    return fine("bundle", f"{bundle.name} {bundle.manifest.version} passes its golden check with {name}")
+
+
+# --- TLS and our own listener -----------------------------------------------------------------------------------------
+
+
+def _certificates(config: Config) -> Iterator[Check]:
+    receive, send = config.receive.tls, config.send.tls
+    named: dict[str, Path | None] = {}
+    if receive:
+        named |= {"receive.tls.certificate": receive.certificate, "receive.tls.ca": receive.ca}
+    if send:
+        named |= {"send.tls.certificate": send.certificate, "send.tls.ca": send.ca}
+    for key, path in named.items():
+        if path:
+            yield _certificate(key, path)
+    if not named:
+        yield fine("certificates", "none is configured: everything goes in the clear")
+    try:
+        if receive:
+            server_context(
+                certificate=receive.certificate, key=receive.key, ca=receive.ca,
+                require_client_certificate=receive.require_client_certificate,
+            )  # fmt: skip
+        destinations(config)
+    except ConfigError as e:
+        yield failed("TLS", str(e), "the message says how; the node does not start with it")
+
+
+def _certificate(key: str, path: Path) -> Check:
+    try:
+        until = certificate_expiry(path)
+    except ConfigError as e:
+        return failed(key, str(e), "name a PEM file that the node may read")
+    left = until - datetime.now(UTC)
+    if left <= timedelta(0) and not key.endswith(".ca"):
+        return failed(key, f"{path} has expired on {until:%Y-%m-%d}", "renew it, then restart the node")
+    if left < _EXPIRY_NOTICE:
+        return warned(key, f"{path}: the first to expire does on {until:%Y-%m-%d}", "renew it, then restart the node")
+    return fine(key, f"{path}: until {until:%Y-%m-%d}, {left.days} days")
+
+
+def _listener(config: Config) -> Check:
+    node = config.node
+    ourselves = Destination(ae_title=node.ae_title, host=reachable(node.bind), port=node.port)
+    mend = "is `cxrnode serve` running? Its log says why its intake does not"
+    try:
+        with probe(ourselves, calling_ae_title=node.ae_title) as open_:
+            status = open_.echo()
+    except SendError as e:
+        return failed("listener", f"{ourselves}: {e}", mend)
+    if status != SUCCESS:
+        return failed("listener", f"{ourselves} answers C-ECHO with 0x{status:04X}", mend)
+    return fine("listener", f"{ourselves} answers C-ECHO")
+
+
+def _handshake(config: Config) -> Check:
+    """Which certificate the TLS port shows; whose client certificates it takes shows only with one of those."""
+    tls = config.receive.tls
+    assert tls is not None  # noqa: S101
+    where = (reachable(config.node.bind), tls.port)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # compared below, byte by byte
+    try:
+        with socket.create_connection(where, _HANDSHAKE_S) as raw, context.wrap_socket(raw) as wrapped:
+            version, shown = wrapped.version(), wrapped.getpeercert(binary_form=True)
+        configured = x509.load_pem_x509_certificates(tls.certificate.read_bytes())[0].public_bytes(Encoding.DER)
+    except (OSError, ValueError) as e:
+        return failed(
+            "TLS listener", f"{where[0]}:{where[1]}: {e}", "is `cxrnode serve` running with this configuration?"
+        )  # fmt: skip
+    if shown != configured:
+        return warned("TLS listener", f"it shows another certificate than {tls.certificate}", "restart `cxrnode serve`")
+    return fine("TLS listener", f"{where[0]}:{where[1]} shows {tls.certificate} over {version}")
+
+
+def reachable(bind: str) -> str:
+    """Where this machine reaches a listener: one bound to every address is reached over the loopback."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 (compared, not bound)
+
+
+# --- destinations ---------------------------------------------------------------------------------------------------
+
+
+def _destinations(config: Config, database: Database | None, bundle: Bundle | None, *, store: bool) -> Iterator[Check]:
+    if not config.destination:
+        yield warned("destinations", "none: results stay on this node", "add a [[destination]]")
+    try:
+        peers = destinations(config)
+    except ConfigError:  # said above
+        yield failed("destinations", "not tried: the TLS material cannot be used", "mend it first")
+        return
+    for peer in peers:
+        yield from DestinationDoctor(
+            peer=peer, calling_ae_title=config.node.ae_title, port=config.node.port, database=database, bundle=bundle
+        ).diagnose(store=store)
