@@ -26,6 +26,7 @@ from cxrnode.dicom.status import SUCCESS
 from cxrnode.dicom.tls import certificate_expiry, server_context
 from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned
 from cxrnode.errors import ConfigError, CxrnodeError
+from cxrnode.monitor import reachable
 from cxrnode.serve import destinations, open_database
 from cxrnode.store.database import Database
 from cxrnode.store.schema import alembic_version, instance, ledger
@@ -106,7 +107,7 @@ def _clock(database: Database) -> Check:
     compared.append("behind the newest time in the store" if ahead > 0 else "not behind any time in the store")
     if ahead > _CLOCK_S:
         compared[-1] += f" by {ahead:.0f} s"
-    said = f"{', '.join(compared)}; no other clock was asked"
+    said = f"this machine's is {', '.join(compared)}; no other clock was asked"
     if abs(off) > _CLOCK_S or ahead > _CLOCK_S:
         return failed("clock", said, "set this machine's clock by NTP (timedatectl), and the database server's")
     return fine("clock", said)
@@ -201,11 +202,6 @@ def _handshake(config: Config) -> Check:
     if shown != configured:
         return warned("TLS listener", f"it shows another certificate than {tls.certificate}", "restart `cxrnode serve`")
     return fine("TLS listener", f"{where[0]}:{where[1]} shows {tls.certificate} over {version}")
-
-
-def reachable(bind: str) -> str:
-    """Where this machine reaches a listener: one bound to every address is reached over the loopback."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 (compared, not bound)
 
 
 # --- destinations ---------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Monitor:
     def _listener(self) -> str | None:
         node = self.config.node
         try:
-            socket.create_connection((_reachable(node.bind), node.port), timeout=_CONNECT_S).close()
+            socket.create_connection((reachable(node.bind), node.port), timeout=_CONNECT_S).close()
         except OSError as e:
             return f"nothing listens on {node.bind}:{node.port}: {e.strerror}"
         return None
@@ -77,6 +77,6 @@ class Monitor:
         return None if verified else "the engine has not passed its golden check yet"
 
 
-def _reachable(bind: str) -> str:
+def reachable(bind: str) -> str:
     """Where this machine reaches a listener: one bound to every address is reached over the loopback."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 (compared, not bound)

@@ -94,7 +94,7 @@ _FAILURES = {
 }  # fmt: skip
 # no study to report to, or nothing that a radiologist would look for in the study
 _UNREPORTED = {
-    Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE_FILE,
+    Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE,
     Reason.NESTED_ARCHIVE, Reason.DICOMDIR, Reason.DUPLICATE,
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxrnode.types import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 app = typer.Typer(help="The node's queue: what waits, what came of it.", no_args_is_help=True)
 
@@ -79,19 +82,33 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
     from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 
-    queue = Queue(_ACTOR)
+    queue, wanted, gone = Queue(_ACTOR), len(job_ids), []
     with open_database(config) as database, database.begin() as c:
         if what == "retry":
+            gone = _deleted(c, config, job_ids)
+            job_ids = [i for i in job_ids if i not in gone]
             studies = queue.retry(c, job_ids)
             Outbox(_ACTOR).reopen_refused(c, studies, now=time.time())
             changed = len(studies)
         else:
             changed = queue.bury(c, job_ids)
-    typer.echo(f"{what}: {changed} of {len(job_ids)} images")
-    if changed < len(job_ids):
+    typer.echo(f"{what}: {changed} of {wanted} images")
+    for job_id in gone:
+        typer.echo(f"{job_id}: its file was deleted (retention); have it sent again", err=True)
+    if changed < wanted:
         fits = "that were analysed" if what == "retry" else "that still wait"
         typer.echo(f"only images {fits} are changed: see cxrnode queue show ID", err=True)
         raise typer.Exit(1)
+
+
+def _deleted(c: Connection, config: Path, job_ids: list[int]) -> list[int]:
+    """Those whose file is gone: analysed again they would only lose the answer that they have."""
+    from cxrnode.config import load_config  # noqa: PLC0415
+    from cxrnode.store import overview  # noqa: PLC0415
+
+    root = load_config(config).node.data_dir
+    rows = [row for job_id in job_ids if (row := overview.job_row(c, job_id))]
+    return [row["id"] for row in rows if row["received_at"] and not (root / row["path"]).is_file()]
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:

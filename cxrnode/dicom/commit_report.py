@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import cast
 
 from pydicom import Dataset
-from pynetdicom import AE, build_role
+from pynetdicom import build_role
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
 )
 
-from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, SendError
+from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, SendError, TidyAE
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination
 
@@ -34,7 +34,7 @@ def report_commitment(
     calling_ae_title: str,
 ) -> None:
     """Tell `peer` what we keep, and what not with the Failure Reason. Raises SendError: worth another try."""
-    ae = AE(ae_title=calling_ae_title)
+    ae = TidyAE(ae_title=calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = _TIMEOUT_S
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.add_requested_context(StorageCommitmentPushModel)

@@ -23,7 +23,7 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from cxrnode.dicom.negotiation import COMMITMENT, VERIFICATION
-from cxrnode.dicom.scu import _AE, SendError
+from cxrnode.dicom.scu import SendError, TidyAE
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination
 
@@ -76,7 +76,7 @@ class Probe:
 @contextmanager
 def probe(peer: Destination, *, calling_ae_title: str) -> Iterator[Probe]:
     """Open an association with all that the node asks of a destination. Raises SendError that says why not."""
-    ae = _AE(ae_title=calling_ae_title)
+    ae = TidyAE(ae_title=calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = _TIMEOUT_S
     contexts = [
         build_context(sop_class, syntax)

@@ -86,7 +86,7 @@ class StoreScu:
 
     def open(self) -> StoreScu:
         d = self._destination
-        ae = _AE(ae_title=self._calling_ae_title)
+        ae = TidyAE(ae_title=self._calling_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self._timeout_s
         ae.connection_timeout = min(CONNECT_TIMEOUT_S, self._timeout_s)
         try:
@@ -188,7 +188,7 @@ class _Socket(AssociationSocket):
             raw.close()
 
 
-class _AE(AE):
+class TidyAE(AE):
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> AssociationSocket:

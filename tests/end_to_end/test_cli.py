@@ -15,7 +15,10 @@ from cxrnode.types import Destination
 from engines.bundle import SHIPPED
 
 README = Path(__file__).parents[2] / "README.md"
-COMMANDS = ("run-batch", "models list", "models show", "models verify")
+COMMANDS = (
+    "run-batch", "serve", "doctor", "config check", "config example", "queue list", "queue show", "queue retry",
+    "queue bury", "models list", "models show", "models verify",
+)  # fmt: skip
 
 
 def cxrnode(*arguments: str) -> subprocess.CompletedProcess[str]:
