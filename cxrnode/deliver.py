@@ -28,7 +28,7 @@ from cxrnode.types import Destination
 
 LEASE_S = 30.0  # renewed three times as often
 POLL_S = 0.2  # a STAT result leaves within it
-_PAGE = 32  # deliveries a claim
+_PAGE = 4  # deliveries a claim: what is STAT waits for no more than these
 _IDLE_S = 5.0  # an association is kept so long for what may come next
 _REPORT_WAIT_S = 3.0  # for a commitment report on the association that asked for it
 _COMMIT_POLL_S = 1.0
