@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
+from cxrnode.dicom.scu import TidyAE
 from cxrnode.store.database import Database
 from tests.support.orthanc import free_port
 
@@ -158,7 +158,7 @@ class Node:
 def send(port: int, *paths: Path, ae_title: str = SENDER, called: str = "CXRNODE") -> list[int]:
     from pydicom import dcmread
 
-    ae = AE(ae_title=ae_title)
+    ae = TidyAE(ae_title=ae_title)  # pynetdicom leaves the socket of a refused connection open
     files = [dcmread(p) for p in paths]
     pairs = {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in files}
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in sorted(pairs)]
