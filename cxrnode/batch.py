@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -21,11 +21,11 @@ from cxrnode.deliver import deliver_all
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference, inference
 from cxrnode.intake_archive import take_in
-from cxrnode.pool import Pool, default_workers
+from cxrnode.pool import Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
 from cxrnode.store import ledger
-from cxrnode.store.database import Database
+from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Queue
 from cxrnode.store.spool import storage_errors, sweep_partial
@@ -35,7 +35,6 @@ from cxrnode.workers import Output
 from engines.bundle import Bundle, load_bundle
 from engines.load import make_engine
 
-LEDGER_NAME = "ledger.sqlite"
 _LOCK_NAME = ".lock"
 _OURS = (
     "dicom",
@@ -115,11 +114,6 @@ class BatchRun:
         labels = [label.name for label in self.bundle.labels]
         return Results(self.options.out, labels=labels, bundle=self.bundle.name, destination=sent)
 
-    @property
-    def _inference_threads(self) -> int:
-        """A quarter of an image's CPU time is inference, the rest is the workers'; more threads would only wait."""
-        return max(1, round(self.options.workers / 4))
-
     def run(self) -> dict[str, Any]:
         """Run to the end and return what run.json says. However it ends, what is done is kept and told."""
         started_at = self._start()
@@ -135,8 +129,9 @@ class BatchRun:
         return summary
 
     def _stages(self, started_at: datetime) -> None:
-        engine = make_engine(self.options.engine, self.bundle, threads=self._inference_threads)
-        with inference(engine) as active, _pool(self.options.workers) as pool:
+        workers = self.options.workers
+        engine = make_engine(self.options.engine, self.bundle, threads=inference_threads(workers))
+        with inference(engine) as active, closing(Pool(workers, preload="cxrnode.workers")) as pool:
             with self._timed("scan"):
                 self._take_in(pool, active, started_at)  # while the engine comes up
             self.engine_name = active.wait()
@@ -243,15 +238,6 @@ class BatchRun:
             yield
         finally:
             self.seconds[stage] = round(time.monotonic() - start, 3)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Pool]:
-    pool = Pool(workers, preload="cxrnode.workers")
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 @contextmanager

@@ -40,6 +40,11 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def inference_threads(workers: int) -> int:
+    """A quarter of an image's CPU time is inference, the rest is the workers'; more threads would only wait."""
+    return max(1, round(workers / 4))
+
+
 def start_server(preload: str) -> None:
     """Start the process that workers are forked from: it imports `preload` while the caller goes on."""
     forkserver.set_forkserver_preload([preload])

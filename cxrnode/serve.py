@@ -29,7 +29,7 @@ from cxrnode.monitor import Monitor
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
-from cxrnode.store.database import Database
+from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, Queue
 from cxrnode.store.spool import sweep_partial
@@ -40,7 +40,6 @@ from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
     from cxrnode.analyse import Analyser
 
-DATABASE_NAME = "ledger.sqlite"
 _FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def open_database(config: Path | Config) -> Iterator[Database]:
     where: Path | str = loaded.node.database.get_secret_value()
     if where == "sqlite":
         loaded.node.data_dir.mkdir(parents=True, exist_ok=True)
-        where = loaded.node.data_dir / DATABASE_NAME
+        where = loaded.node.data_dir / LEDGER_NAME
     database = Database(where)
     try:
         yield database
@@ -75,7 +74,6 @@ def run_stage(config: Config, stage: str, stopping: threading.Event) -> None:
 
 
 def run_intake(config: Config, database: Database, stopping: threading.Event) -> None:
-
     queue, outbox = Queue("intake"), Outbox("intake")
 
     def record(batch: Sequence[ReceivedInstance]) -> list[Receipt]:
@@ -167,7 +165,7 @@ def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
 def run_analyse(config: Config, database: Database, stopping: threading.Event) -> None:
     from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
     from cxrnode.inference import inference  # noqa: PLC0415
-    from cxrnode.pool import Pool, default_workers  # noqa: PLC0415
+    from cxrnode.pool import Pool, default_workers, inference_threads  # noqa: PLC0415
     from cxrnode.report.context import ReportContext  # noqa: PLC0415
     from cxrnode.workers import Output  # noqa: PLC0415
     from engines.bundle import load_bundle  # noqa: PLC0415
@@ -177,7 +175,7 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
     bundle, queue = load_bundle(analyse.bundle), Queue("analyse")
     sweep_partial(config.node.data_dir / "dicom")
     with (
-        inference(make_engine(analyse.engine, bundle, threads=max(1, round(workers / 4)))) as active,
+        inference(make_engine(analyse.engine, bundle, threads=inference_threads(workers))) as active,
         closing(Pool(workers, preload="cxrnode.workers")) as pool,
     ):
         engine = active.wait()

@@ -14,6 +14,7 @@ from cxrnode.errors import StorageFullError, StoreError
 from cxrnode.store import ledger
 from cxrnode.store.schema import REVISION, alembic_version, metadata
 
+LEDGER_NAME = "ledger.sqlite"  # the SQLite file, in the output folder or the data folder
 _EXAMPLE = "postgresql+psycopg://user:password@host:5432/cxrnode"
 _SQLITE = (
     "busy_timeout=5000",  # ms
