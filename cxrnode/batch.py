@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import shutil
 import time
@@ -28,7 +27,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Queue
-from cxrnode.store.spool import storage_errors, sweep_partial
+from cxrnode.store.spool import locked, storage_errors, sweep_partial
 from cxrnode.store.studies import Studies
 from cxrnode.types import Destination
 from cxrnode.workers import Output
@@ -248,14 +247,10 @@ def _exclusive(out: Path) -> Iterator[None]:
         foreign = {p.name for p in out.iterdir()} - {_LOCK_NAME}
         if foreign and not (out / LEDGER_NAME).exists():
             raise StoreError(f"--out {out} is not empty and holds no cxrnode run: choose a new or empty folder")
-        lock = (out / _LOCK_NAME).open("w")
+        (out / _LOCK_NAME).touch()
     except OSError as e:
         raise StoreError(f"cannot use --out {out}: {e.strerror}. Choose a folder that you may write to") from e
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"another cxrnode is writing to {out}: wait for it, or choose another --out") from None
+    with locked(out / _LOCK_NAME, f"another cxrnode is writing to {out}: wait for it, or choose another --out"):
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,8 @@ from pydantic import (
 from pydicom.datadict import dictionary_VR, keyword_dict
 
 from cxrnode.config_faults import Location, fault, spell
+from cxrnode.dicom.identity import is_ae_title
+from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import ConfigError
 from engines.base import EngineError
@@ -43,7 +46,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # RFC 11
 
 def _ae_title(value: str) -> str:
     title = value.strip(" ")  # not significant: PS3.5 section 6.2
-    if not 1 <= len(title) <= 16 or "\\" in title or not (title.isascii() and title.isprintable()):
+    if not is_ae_title(title):
         raise ValueError("an AE title is 1 to 16 printable ASCII characters, no backslash, not only spaces")
     return title
 
@@ -179,6 +182,13 @@ class ReceiveTls(_Table):
     ca: File | None = None
     require_client_certificate: bool = True
 
+    def context(self) -> ssl.SSLContext:
+        """Raises ConfigError where the files cannot serve."""
+        return server_context(
+            certificate=self.certificate, key=self.key, ca=self.ca,
+            require_client_certificate=self.require_client_certificate,
+        )  # fmt: skip
+
     @field_validator("require_client_certificate")
     @classmethod
     def _needs_ca(cls, required: bool, info: ValidationInfo) -> bool:
@@ -209,6 +219,10 @@ class SendTls(_Table):
     key: File | None = None
     ca: File
     verify_host: bool = True
+
+    def context(self) -> ssl.SSLContext:
+        """Raises ConfigError where the files cannot serve."""
+        return client_context(ca=self.ca, certificate=self.certificate, key=self.key, verify_host=self.verify_host)
 
     @field_validator("key")
     @classmethod

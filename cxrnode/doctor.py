@@ -23,7 +23,7 @@ from cxrnode.config import Config
 from cxrnode.dicom.probe import probe
 from cxrnode.dicom.scu import SendError
 from cxrnode.dicom.status import SUCCESS
-from cxrnode.dicom.tls import certificate_expiry, server_context
+from cxrnode.dicom.tls import certificate_expiry
 from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned
 from cxrnode.errors import ConfigError, CxrnodeError
 from cxrnode.monitor import reachable
@@ -148,10 +148,7 @@ def _certificates(config: Config) -> Iterator[Check]:
         yield fine("certificates", "none is configured: everything goes in the clear")
     try:
         if receive:
-            server_context(
-                certificate=receive.certificate, key=receive.key, ca=receive.ca,
-                require_client_certificate=receive.require_client_certificate,
-            )  # fmt: skip
+            receive.context()
         destinations(config)
     except ConfigError as e:
         yield failed("TLS", str(e), "the message says how; the node does not start with it")

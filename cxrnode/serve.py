@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import socket
 import threading
@@ -21,8 +20,7 @@ from cxrnode.commit import CommitmentAnswers
 from cxrnode.config import Config, StatRule, load_config
 from cxrnode.deliver import Deliverer, record_report
 from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listener
-from cxrnode.dicom.tls import client_context, server_context
-from cxrnode.errors import ConfigError, StorageFullError, StoreError
+from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
 from cxrnode.monitor import Monitor
@@ -32,7 +30,7 @@ from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, Queue
-from cxrnode.store.spool import sweep_partial
+from cxrnode.store.spool import locked, sweep_partial
 from cxrnode.store.studies import Studies
 from cxrnode.supervisor import Supervisor
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
@@ -131,11 +129,7 @@ def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
     )  # fmt: skip
     if receive.tls is None:
         return [plain]
-    t = receive.tls
-    context = server_context(
-        certificate=t.certificate, key=t.key, ca=t.ca, require_client_certificate=t.require_client_certificate
-    )
-    return [plain, replace(plain, port=t.port, ssl_context=context)]
+    return [plain, replace(plain, port=receive.tls.port, ssl_context=receive.tls.context())]
 
 
 def _commitment_peers(config: Config) -> Mapping[tuple[str, str], Destination]:
@@ -242,10 +236,7 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event) -
 
 def destinations(config: Config) -> list[Destination]:
     """Raises StoreError, ConfigError where the TLS material cannot be used."""
-    tls = config.send.tls
-    context = None
-    if tls:
-        context = client_context(ca=tls.ca, certificate=tls.certificate, key=tls.key, verify_host=tls.verify_host)
+    context = config.send.tls.context() if config.send.tls else None
     return [
         Destination(
             name=d.name, ae_title=d.ae_title, host=d.host, port=d.port, storage_commitment=d.storage_commitment,
@@ -259,11 +250,8 @@ def destinations(config: Config) -> list[Destination]:
 def _alone(folder: Path, stage: str) -> Iterator[None]:
     """One process of this stage on this folder. Raises StoreError where another one is at work."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{stage}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"another cxrnode {stage} works on {folder}: stop it, or give this one its own") from None
+    busy = f"another cxrnode {stage} works on {folder}: stop it, or give this one its own"
+    with locked(folder / f".{stage}.lock", busy):
         yield
 
 
@@ -272,7 +260,6 @@ def _alone(folder: Path, stage: str) -> Iterator[None]:
 
 def run_node(config: Config, supervisor: Supervisor) -> None:
     """Every stage in its own process, and the HTTP pages that say how they are."""
-
     with open_database(config) as database:
         with database.begin() as c:
             Queue("node").set_setting(c, ENGINE, None)  # what was verified before this start counts no more

@@ -224,6 +224,9 @@ class Study:
         return self.earlier[place - 1] if place else None
 
 
+Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """Who sent an instance: as the association said it (AE titles) and as the socket saw it (host)."""

@@ -48,16 +48,12 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configu
 
 def _check_tls(config: Config) -> dict[Path, datetime]:
     """When each certificate of the node's own expires. Raises ConfigError where a file is there but of no use."""
-    from cxrnode.dicom.tls import certificate_expiry, client_context, server_context  # noqa: PLC0415
+    from cxrnode.dicom.tls import certificate_expiry  # noqa: PLC0415
 
     receive, send = config.receive.tls, config.send.tls
-    if receive:
-        server_context(
-            certificate=receive.certificate, key=receive.key, ca=receive.ca,
-            require_client_certificate=receive.require_client_certificate,
-        )  # fmt: skip
-    if send:
-        client_context(ca=send.ca, certificate=send.certificate, key=send.key, verify_host=send.verify_host)
+    for tls in (receive, send):
+        if tls:
+            tls.context()
     return {tls.certificate: certificate_expiry(tls.certificate) for tls in (receive, send) if tls and tls.certificate}
 
 

@@ -78,14 +78,16 @@ def bury(config: ConfigPath, job_ids: Ids) -> None:
 
 
 def _act(config: Path, job_ids: list[int], what: str) -> None:
+    from cxrnode.config import load_config  # noqa: PLC0415
     from cxrnode.serve import open_database  # noqa: PLC0415
     from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 
+    loaded = load_config(config)
     queue, wanted, gone = Queue(_ACTOR), len(job_ids), []
-    with open_database(config) as database, database.begin() as c:
+    with open_database(loaded) as database, database.begin() as c:
         if what == "retry":
-            gone = _deleted(c, config, job_ids)
+            gone = _deleted(c, loaded.node.data_dir, job_ids)
             job_ids = [i for i in job_ids if i not in gone]
             studies = queue.retry(c, job_ids)
             Outbox(_ACTOR).reopen_refused(c, studies, now=time.time())
@@ -101,12 +103,10 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
         raise typer.Exit(1)
 
 
-def _deleted(c: Connection, config: Path, job_ids: list[int]) -> list[int]:
+def _deleted(c: Connection, root: Path, job_ids: list[int]) -> list[int]:
     """Those whose file is gone: analysed again they would only lose the answer that they have."""
-    from cxrnode.config import load_config  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
-    root = load_config(config).node.data_dir
     rows = [row for job_id in job_ids if (row := overview.job_row(c, job_id))]
     return [row["id"] for row in rows if row["received_at"] and not (root / row["path"]).is_file()]
 

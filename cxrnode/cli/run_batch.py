@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cxrnode.cli.progress import make_progress
-from cxrnode.dicom.identity import RESEARCH_USE
+from cxrnode.dicom.identity import RESEARCH_USE, is_ae_title
 from cxrnode.pool import default_workers, start_server
 from cxrnode.types import Destination
 
@@ -43,7 +43,7 @@ class EngineKind(StrEnum):
 def parse_destination(text: str) -> Destination:
     ae_title, at, address = text.partition("@")
     host, colon, port = address.rpartition(":")
-    bad_title = not 0 < len(ae_title) <= 16 or "\\" in ae_title or not ae_title.isprintable() or not ae_title.isascii()
+    bad_title = not is_ae_title(ae_title)
     if not at or not colon or not host or bad_title or not port.isdecimal() or not 0 < int(port) < 65536:
         raise typer.BadParameter(f"'{text}' is not AET@HOST:PORT, as in ORTHANC@127.0.0.1:4242")
     return Destination(ae_title=ae_title, host=host.strip("[]"), port=int(port))

@@ -15,14 +15,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
+from cxrnode.dicom.commitment import references
 from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, SendError, TidyAE
 from cxrnode.dicom.status import SUCCESS
-from cxrnode.types import Destination
+from cxrnode.types import Destination, Reference
 
 _TIMEOUT_S = 30.0
 _ALL_KEPT, _SOME_MISSING = 1, 2  # event types, PS3.4 table J.3-2
-
-Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
 
 
 def report_commitment(
@@ -67,15 +66,9 @@ def _information(transaction_uid: str, kept: Sequence[Reference], missing: Seque
     ds = Dataset()
     ds.TransactionUID = transaction_uid
     if kept:
-        ds.ReferencedSOPSequence = [_item(reference) for reference in kept]
+        ds.ReferencedSOPSequence = references(kept)
     if missing:
-        ds.FailedSOPSequence = [_item(reference) for reference, _ in missing]
+        ds.FailedSOPSequence = references(reference for reference, _ in missing)
         for item, (_, reason) in zip(ds.FailedSOPSequence, missing, strict=True):
             item.FailureReason = reason
     return ds
-
-
-def _item(reference: Reference) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
-    return item

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -15,12 +15,10 @@ from cxrnode.dicom.negotiation import Context
 from cxrnode.dicom.read import DAMAGE, settle, tolerant
 from cxrnode.dicom.status import INVALID_ARGUMENT, INVALID_SOP_INSTANCE, NO_SUCH_ACTION, NO_SUCH_EVENT_TYPE
 from cxrnode.dicom.uids import is_valid_uid
-from cxrnode.types import Peer
+from cxrnode.types import Peer, Reference
 
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
 _DATA_SET_MAX = 1 << 24  # bytes: a hundred thousand references
-
-Reference = tuple[str, str]  # SOP class UID, SOP instance UID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +100,16 @@ class CommitmentOperation:
             )  # fmt: skip
             settle(ds)
         return ds
+
+
+def references(instances: Iterable[Reference]) -> list[Dataset]:
+    """Items of a Referenced or Failed SOP Sequence (PS3.4 tables J.3-1, J.3-2)."""
+    items = []
+    for sop_class, uid in instances:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+        items.append(item)
+    return items
 
 
 def _reference(item: Dataset) -> Reference:

@@ -24,7 +24,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE, CommitmentOperation, CommitmentReport
+from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE, CommitmentOperation, CommitmentReport, references
 from cxrnode.dicom.dimse import N_EVENT_REPORT_RQ, Command
 from cxrnode.dicom.negotiation import COMMITMENT, MAX_PDU_BYTES, VERIFICATION, Context
 from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
@@ -140,7 +140,7 @@ class StoreScu:
         self._reported.clear()
         try:
             answer, _ = self._association().send_n_action(
-                _references(transaction_uid, instances), 1, COMMITMENT, PUSH_MODEL_INSTANCE
+                _action_information(transaction_uid, instances), 1, COMMITMENT, PUSH_MODEL_INSTANCE
             )
         except ValueError:
             return Answer(status=None, text="storage commitment is not accepted by this destination")
@@ -207,14 +207,10 @@ def _contexts(*, commitment: bool) -> list[PresentationContext]:
     return contexts
 
 
-def _references(transaction_uid: str, instances: Sequence[tuple[str, str]]) -> Dataset:
+def _action_information(transaction_uid: str, instances: Sequence[tuple[str, str]]) -> Dataset:
     ds = Dataset()
     ds.TransactionUID = transaction_uid
-    ds.ReferencedSOPSequence = []
-    for sop_class, uid in instances:
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
-        ds.ReferencedSOPSequence.append(item)
+    ds.ReferencedSOPSequence = references(instances)
     return ds
 
 

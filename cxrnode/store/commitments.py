@@ -11,10 +11,9 @@ from sqlalchemy import Connection, insert, select, update
 from cxrnode.store import ledger
 from cxrnode.store.schema import commitment_request as request
 from cxrnode.store.schema import instance
+from cxrnode.types import Reference
 
 _MOST_WAIT_S = 3600.0  # between attempts to answer; beyond it the clock was set back
-
-Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cxrnode.errors import StorageFullError
+from cxrnode.errors import StorageFullError, StoreError
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -54,6 +55,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         if e.errno in _STORAGE:
             raise StorageFullError(f"cannot write {path}: {e.strerror}. Make room or give write permission") from e
         raise
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` alone. Raises StoreError with the words of `busy` where another process has it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(busy) from None
+        yield
 
 
 def _fsync_folder(folder: Path) -> None:

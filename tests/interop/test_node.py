@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from pydicom import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
 from tests.interop.conftest import require
+from tests.support.awaiting import await_true
 from tests.support.make_dicom import chest, write
 from tests.support.node import Node, running_node
 from tests.support.orthanc import AET, Orthanc, free_port, missing_orthanc, running_orthanc
 from tests.support.validators import dciodvfy, dsrdump, pixelmed_sr
 
 pytestmark = pytest.mark.interop
-WAIT_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,6 @@ def pair(validators: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     modalities = {"cxrnode": ["CXRNODE", "127.0.0.1", node.port]}
     with running_orthanc(folder / "pacs", modalities, dicom_port=dicom_port) as orthanc, running_node(node):
         yield node, orthanc
-
-
-def await_true(what: Callable[[], Any], why: Callable[[], str]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(why())
 
 
 def films(study: int, *instances: int) -> list[Dataset]:
@@ -75,7 +65,7 @@ def test_a_study_that_the_pacs_sends_gets_its_results_committed(pair: tuple[Node
         orthanc.upload(path.read_bytes())
     (study,) = orthanc.find("Study", StudyInstanceUID=sent[0].StudyInstanceUID)
     orthanc.store(study, "cxrnode")
-    made = await_true(lambda: (r := results(orthanc, sent[0])) and len(r) == 3 and r, lambda: node.log[-3000:])
+    made = await_true(lambda: r if len(r := results(orthanc, sent[0])) == 3 else [], lambda: node.log[-3000:])
     assert sorted(m.SOPClassUID for m in made) == sorted(
         [Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SecondaryCaptureImageStorage]
     )
@@ -95,7 +85,7 @@ def test_a_late_film_makes_a_second_report_that_names_the_first(pair: tuple[Node
         lambda: len(results(orthanc, early)) == 2 if in_pacs(orthanc, early) else False, lambda: node.log[-3000:]
     )
     assert node.send(write(late, tmp_path / "2.dcm")) == [0]
-    made = await_true(lambda: (r := results(orthanc, early)) and len(r) == 4 and r, lambda: node.log[-3000:])
+    made = await_true(lambda: r if len(r := results(orthanc, early)) == 4 else [], lambda: node.log[-3000:])
     reports = [m for m in made if m.SOPClassUID == Comprehensive3DSRStorage]
     named = {
         item.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
