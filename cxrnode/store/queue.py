@@ -68,10 +68,13 @@ def _jobs(condition: ColumnElement[bool]) -> Select[Any]:
     return query.with_for_update(skip_locked=True)
 
 
-# Claims are asked for all day. A lease has ended when it is past, or so far ahead that the clock was set back since.
-_LOST = (job.c.state == CLAIMED) & (
-    (job.c.lease_until < bindparam("now")) | (job.c.lease_until > bindparam("furthest"))
-)
+def lease_ended(until: Column[Any]) -> ColumnElement[bool]:
+    """Past, or so far ahead that the clock must have been set back since; its parameters are `Lease.times`."""
+    return (until < bindparam("now")) | (until > bindparam("furthest"))
+
+
+# claims are asked for all day
+_LOST = (job.c.state == CLAIMED) & lease_ended(job.c.lease_until)
 _SUSPECTS = _jobs(_LOST & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1))
 _LOST_CLAIMS = _jobs(_LOST & (job.c.attempts < _SUSPECT) & (job.c.priority <= bindparam("least_urgent")))
 _DEAD = _jobs(_LOST & (job.c.attempts >= MAX_ATTEMPTS))
@@ -133,11 +136,8 @@ class Lease:
 
     @property
     def times(self) -> dict[str, float]:
+        """What `lease_ended` is asked with."""
         return {"now": self.now, "furthest": self.now + 2 * self.seconds}
-
-    def ended(self, until: Column[Any]) -> ColumnElement[bool]:
-        """Past, or so far ahead that the clock must have been set back since."""
-        return (until < self.now) | (until > self.now + 2 * self.seconds)
 
 
 class Queue:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, update
 
 from cxrnode.store import ledger
 from cxrnode.store.objects import add_result, result_object
-from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, REPORTED, Lease, rejection_columns
+from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, REPORTED, STAT, Lease, lease_ended, rejection_columns
 from cxrnode.store.schema import instance, job, result, study
 from cxrnode.types import Kind, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
 
@@ -42,6 +42,33 @@ _CAPTURES = (
 )
 
 
+def _claimable() -> Select[Any]:
+    """Studies that are ready for their report, STAT first, but for what another claim holds just now.
+
+    A time of receipt in the future was written before the clock was set back.
+    """
+    other = job.alias()
+    of_study = other.c.study_instance_uid == study.c.study_instance_uid
+    still_open = select(other.c.id).where(of_study, other.c.state.in_((RECEIVED, CLAIMED)))
+    urgency = select(func.min(other.c.priority)).where(of_study).scalar_subquery()
+    received, until = study.c.last_received_at, study.c.lease_until
+    return (
+        select(study.c.study_instance_uid, received)
+        .where(
+            study.c.study_instance_uid.in_(select(job.c.study_instance_uid).where(job.c.state == ANALYSED)),
+            ~still_open.exists(),
+            or_(received <= bindparam("quiet_since"), received > bindparam("now")),
+            or_(until.is_(None), lease_ended(until)),
+        )
+        .order_by(urgency, study.c.study_instance_uid)
+        .limit(bindparam("limit"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_CLAIMABLE = _claimable()  # asked for all day, so built once
+
+
 class Studies:
     """All methods take the connection of the caller's transaction."""
 
@@ -53,24 +80,7 @@ class Studies:
 
         One that holds nothing to report (duplicates, own results) comes with no images: close it without an SR.
         """
-        other = job.alias()
-        still_open = select(other.c.id).where(
-            other.c.study_instance_uid == study.c.study_instance_uid, other.c.state.in_((RECEIVED, CLAIMED))
-        )
-        ready = select(job.c.study_instance_uid).where(job.c.state == ANALYSED)
-        query = (
-            select(study.c.study_instance_uid, study.c.last_received_at)
-            .where(
-                study.c.study_instance_uid.in_(ready),
-                ~still_open.exists(),
-                or_(study.c.last_received_at <= lease.now - quiet_s, study.c.last_received_at > lease.now),  # set back
-                or_(study.c.lease_until.is_(None), lease.ended(study.c.lease_until)),
-            )
-            .order_by(_urgency(), study.c.study_instance_uid)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        rows = c.execute(query).all()
+        rows = c.execute(_CLAIMABLE, {**lease.times, "quiet_since": lease.now - quiet_s, "limit": limit}).all()
         if rows:
             mine = {"lease_owner": lease.owner, "lease_until": lease.until}
             uids = [row.study_instance_uid for row in rows]
@@ -86,7 +96,7 @@ class Studies:
             job_ids=tuple(r.id for r in rows if r.state == ANALYSED),
             images=tuple(i for i in images if i.rejection is None or i.rejection.reason.in_report),
             last_received_at=row.last_received_at,
-            stat=any(r.priority == 0 for r in rows),
+            stat=any(r.priority == STAT for r in rows),
             earlier=tuple(result_object(r) for r in c.execute(_SRS, {"study": uid})),
         )
 
@@ -133,14 +143,6 @@ class Studies:
 def _close(c: Connection, reported: Study) -> None:
     mine = job.c.id.in_(reported.job_ids) & (job.c.state == ANALYSED)
     c.execute(update(job).where(mine).values(state=REPORTED))
-
-
-def _urgency() -> ColumnElement[int]:
-    of_study = job.alias()
-    most_urgent = select(func.min(of_study.c.priority)).where(
-        of_study.c.study_instance_uid == study.c.study_instance_uid
-    )
-    return most_urgent.scalar_subquery()
 
 
 def _stored_image(row: Row[Any]) -> StoredImage:
