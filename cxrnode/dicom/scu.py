@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -189,12 +190,23 @@ class _Socket(AssociationSocket):
 
 
 class TidyAE(AE):
+    """pynetdicom's AE, with what a requestor needs mended: its sockets are closed, and a rejection is known as one."""
+
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> AssociationSocket:
         sock = _Socket(assoc, address=address)
         sock.tls_args = tls_args
+        assoc.bind(evt.EVT_PDU_RECV, _note_rejection)
         return sock
+
+
+def _note_rejection(event: Any) -> None:
+    """A peer that rejects closes at once: the caller's thread, when it comes to look, would see a connection that
+    failed and never read the answer."""
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        event.assoc.acceptor.primitive = event.pdu.to_primitive()
+        event.assoc.is_rejected = True
 
 
 def _contexts(*, commitment: bool) -> list[PresentationContext]:
