@@ -121,6 +121,18 @@ def test_an_image_that_kills_is_tried_alone_and_then_given_up(database: Database
     assert study.images[0].rejection == Rejection(reason=Reason.GAVE_UP, detail=f"{MAX_ATTEMPTS} attempts")
 
 
+def test_a_stage_that_was_killed_seven_times_gives_nothing_up(database: Database) -> None:
+    """Kills from outside are not the image's doing: only several deaths with it alone in hand speak against it."""
+    now = NOW
+    with database.begin() as c:
+        QUEUE.receive(c, [received(1, 1)])
+        for _ in range(7):
+            assert len(claim(c, now=now)) == 1
+            now += 100
+        QUEUE.give_up(c, lease(now=now))
+        assert [j.id for j in claim(c, now=now)] == [1]
+
+
 def test_a_lone_worker_frees_what_its_predecessor_claimed(database: Database) -> None:
     with database.begin() as c:
         QUEUE.receive(c, [received(1, 1)])
