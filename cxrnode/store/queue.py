@@ -32,8 +32,8 @@ from cxrnode.types import (
 RECEIVED, CLAIMED, ANALYSED, REPORTED = (state.value for state in JobState)
 STAT, ROUTINE = 0, 1
 ENGINE = "engine"  # setting: what the analyse stage verified last
-MAX_ATTEMPTS = 5  # claims that may end without a finding: each was a killed process or a lost lease
-_SUSPECT = 3  # after so many an image is analysed alone, so that it can kill nobody's attempt but its own
+_SUSPECT = 3  # claims that ended without a finding (a killed process, a lost lease), after which it is analysed alone
+MAX_ATTEMPTS = _SUSPECT + 5  # only deaths with it alone in hand speak against an image, and one may be anybody's kill
 _ROUTINE_SHARE = 4  # one in so many of a claim is routine, however many STAT images wait
 
 # What runs once an image is built once: composing a statement costs more than running it.
