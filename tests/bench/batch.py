@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -47,44 +48,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", type=int, default=1000, help="files of the memory run; 0: none")
+    parser.add_argument("--large", type=int, default=1000, help="files of a longer run; 0: none")
     parser.add_argument("--work", type=Path, default=Path("bench-out"))
     a = parser.parse_args()
-    archive = make_archive(a.work / f"archive-{a.count}", a.count)
-    peer, ours, memory, alone, together = [], [], [], [], []
+    archives = {n: make_archive(a.work / f"archive-{n}", n) for n in (a.count, a.large) if n}
+    peer: list[float] = []
+    ours: dict[int, list[float]] = {n: [] for n in archives}
+    alone, together = [], []
     for n in range(a.rounds):
-        peer.append(timed([sys.executable, "-m", "tests.bench.peer", str(archive), fresh(a.work / "peer")])[0])
-        seconds, peak = timed(run_batch(archive, a.work / "out"))
-        ours.append(seconds)
-        memory.append(peak)
-        alone += stages(archive, a.work, processes=1)
-        together += stages(archive, a.work, processes=CORES)
-        print(f"round {n + 1}: loop {peer[-1]:.1f} s, run-batch {seconds:.1f} s, {peak:.0f} MB", file=sys.stderr)
+        loop = [sys.executable, "-m", "tests.bench.peer", str(archives[a.count]), fresh(a.work / "peer")]
+        peer.append(seconds_of(loop))
+        for count, archive in archives.items():
+            ours[count].append(seconds_of(run_batch(archive, a.work / "out")))
+        alone += stages(archives[a.count], a.work, processes=1)
+        together += stages(archives[a.count], a.work, processes=CORES)
+        said = ", ".join(f"{count} files {runs[-1]:.1f} s" for count, runs in ours.items())
+        print(f"round {n + 1}: loop {peer[-1]:.1f} s, run-batch {said}", file=sys.stderr)
+    memory = {n: peak_mb(run_batch(archive, a.work / "out")) for n, archive in archives.items()}
     print(f"\n{platform.machine()}, {CORES} cores, Python {platform.python_version()}, cxrnode {__version__}")
-    print(f"{a.count} files 2048x2500x16, medians of {a.rounds} interleaved rounds, {datetime.now():%Y-%m-%d}\n")
-    print("| | wall s | images/s | ratio |\n|---|---|---|---|")
-    row("the loop", statistics.median(peer), a.count, statistics.median(peer))
-    row("run-batch", statistics.median(ours), a.count, statistics.median(peer))
-    print(f"\n| CPU ms an image | one process | {CORES} at once |\n|---|---|---|")
+    print(f"2048x2500x16, medians of {a.rounds} interleaved rounds, {datetime.now():%Y-%m-%d}\n")
+    print(f"| CPU ms an image | one process | {CORES} at once |\n|---|---|---|")
     for name in alone[0]:
         ms = [1000 * statistics.median(r[name] for r in runs) / a.count for runs in (alone, together)]
         print(f"| {name} | {ms[0]:.1f} | {ms[1]:.1f} |")
-    best, crowded = (statistics.median(sum(r.values()) for r in runs) / CORES for runs in (alone, together))
-    print(f"| ideal wall, {CORES} cores, s | {best:.1f} | {crowded:.1f} |")
-    print(f"| share of the ideal | {best / statistics.median(ours):.2f} | {crowded / statistics.median(ours):.2f} |")
-    print(f"\npeak memory, {a.count} files: {max(memory):.0f} MB")
-    if a.large:
-        large = make_archive(a.work / f"archive-{a.large}", a.large)
-        seconds, peak = timed(run_batch(large, a.work / "out"))
-        print(f"peak memory, {a.large} files: {peak:.0f} MB ({peak / max(memory):.2f} x)")
-        shares = [ideal / a.count * a.large / seconds for ideal in (best, crowded)]
+    ideal, crowded = (statistics.median(sum(r.values()) for r in runs) / a.count / CORES for runs in (alone, together))
+    reference = statistics.median(peer) / a.count
+    print(f"| ideal wall, {CORES} cores | {1000 * ideal:.1f} | {1000 * crowded:.1f} |\n")
+    print("| | wall s | images/s | ratio | share of the ideal | of the ideal, cores busy | peak memory MB |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| the loop, {a.count} | {statistics.median(peer):.1f} | {1 / reference:.1f} | 1.00 | | | |")
+    for count, runs in ours.items():
+        each = statistics.median(runs) / count
         print(
-            f"{a.large} files: {a.large / seconds:.1f} images/s, share of the ideal {shares[0]:.2f} ({shares[1]:.2f})"
+            f"| run-batch, {count} | {each * count:.1f} | {1 / each:.1f} | {reference / each:.2f} | {ideal / each:.2f} "
+            f"| {crowded / each:.2f} | {memory[count]:.0f} ({memory[count] / memory[a.count]:.2f} x) |"
         )
-
-
-def row(name: str, seconds: float, count: int, reference: float) -> None:
-    print(f"| {name} | {seconds:.1f} | {count / seconds:.1f} | {reference / seconds:.2f} |")
 
 
 def run_batch(archive: Path, out: Path) -> list[str]:
@@ -96,15 +94,22 @@ def fresh(folder: Path) -> str:
     return str(folder)
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """(wall seconds, peak MB of the process tree)."""
-    started, peak = time.monotonic(), 0.0
-    process = psutil.Popen(command)
+def seconds_of(command: list[str]) -> float:
+    """Wall seconds, with nothing of an earlier run left to be written."""
+    os.sync()
+    started = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - started
+
+
+def peak_mb(command: list[str]) -> float:
+    """Of the process tree; in a run of its own, for looking costs 4 % of the time."""
+    peak, process = 0.0, psutil.Popen(command)
     while process.poll() is None:
         peak = max(peak, tree_mb(process))
         time.sleep(0.25)
     assert process.returncode == 0, command
-    return time.monotonic() - started, peak
+    return peak
 
 
 def tree_mb(process: psutil.Process) -> float:
