@@ -115,6 +115,7 @@ class Analyser:
             self._beat()
             self._alone = self._alone and self._busy
             claimed = self._claim() + self._claim_studies()
+            self.pool.hurry(self._stat_in_hand)
             if not (self._busy or claimed) and (self.options.until_dry or self.stopping.is_set()):
                 return  # asked after claiming: what was in hand may all have been rejected at once
             self._take_decoded()

@@ -35,6 +35,7 @@ class Task(Generic[T]):
 
     future: Future[T]
     call: tuple[Callable[..., T], tuple[Any, ...]]
+    first: bool
 
 
 def default_workers() -> int:
@@ -54,7 +55,10 @@ def start_server(preload: str) -> None:
 
 
 class Pool:
-    """Hands its workers one task each and one in reserve, so that what is urgent waits for no more than those."""
+    """Hands its workers one task each and one in reserve, so that what is urgent waits for no more than those.
+
+    While its user is in a `hurry`, all but one of the workers are kept for tasks that are to be `first`.
+    """
 
     def __init__(self, workers: int, *, preload: str) -> None:
         start_server(preload)
@@ -62,13 +66,14 @@ class Pool:
         self._context = multiprocessing.get_context("forkserver")
         self._lock = threading.RLock()
         self._waiting: deque[Task[Any]] = deque()
-        self._running = 0
+        self._running = self._running_first = 0
+        self._hurry = False
         self._executor = self._start(workers)
         self._executor.submit(_nothing)  # the workers start while the caller loads its engine
 
     def submit(self, call: Callable[..., T], *args: Any, first: bool = False) -> Task[T]:
         """Run `call(*args)` in a worker, before all that waits where it is to be `first`."""
-        task: Task[T] = Task(future=Future(), call=(call, args))
+        task: Task[T] = Task(future=Future(), call=(call, args), first=first)
         with self._lock:
             if first:
                 self._waiting.appendleft(task)
@@ -77,10 +82,20 @@ class Pool:
             self._hand_over()
         return task
 
+    def hurry(self, yes: bool) -> None:
+        """Something urgent is in hand, here or between two of its tasks; or no longer."""
+        if yes != self._hurry:
+            with self._lock:
+                self._hurry = yes
+                self._hand_over()
+
     def _hand_over(self) -> None:
         while self._waiting and self._running <= self._workers:
+            if self._hurry and not self._waiting[0].first and self._running > self._running_first:
+                return
             task = self._waiting.popleft()
             self._running += 1
+            self._running_first += task.first
             call, args = task.call
             try:
                 inner = self._executor.submit(call, *args)
@@ -93,6 +108,7 @@ class Pool:
         """On the executor's own thread."""
         with self._lock:
             self._running -= 1
+            self._running_first -= task.first
             if not inner.cancelled():
                 self._hand_over()
         if inner.cancelled():
