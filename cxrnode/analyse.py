@@ -184,10 +184,12 @@ class Analyser:
         return {**job.location, "container": str(self.output.root / job.location["container"])}
 
     def _claim_studies(self) -> int:
-        if self.stopping.is_set() or len(self._reporting) >= self.options.window:
+        most = self.options.window if self.options.until_dry else min(_CLAIM, self.options.window)
+        room = most - len(self._reporting)  # in a node few: a STAT study waits until one of them is done
+        if self.stopping.is_set() or room <= 0:
             return 0
         with self.database.begin(shared=True) as c:
-            studies = self.studies.claim(c, self._lease(), quiet_s=self.options.quiet_s, limit=self.options.window)
+            studies = self.studies.claim(c, self._lease(), quiet_s=self.options.quiet_s, limit=room)
         for study in studies:
             if self._gets_report(study):
                 context = replace(self.context, analysed_at=study.received)
