@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_in_a_hurry_routine_tasks_go_one_at_a_time_and_go_on(pool: Pool) -> None
     routine = [pool.submit(nap, 0.05) for _ in range(4)]
     urgent = [pool.submit(nap, 0.05, first=True) for _ in range(2)]
     runs = sorted(pool.result(task) for task in routine)
-    assert all(one[1] <= other[0] for one, other in zip(runs, runs[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in pairwise(runs))
     assert max(pool.result(task)[1] for task in urgent) < runs[-1][1]
     held = [pool.submit(nap, 0.01) for _ in range(4)]
     pool.hurry(False)
