@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql
 
-.PHONY: demo test lint peers bench-batch bench-node bench-engines clean
+.PHONY: demo test lint peers bench-batch bench-node bench-engines bench-train clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
@@ -39,6 +39,9 @@ bench-node: $(VENV)/dev peers
 
 bench-engines: $(VENV)/dev
 	$(BIN)/python -m tests.bench.engines_cpu
+
+bench-train: $(VENV)/dev
+	$(BIN)/python -m tests.bench.train
 
 $(VENV)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""`python -m training fit | evaluate | export`: from labelled radiographs to a model bundle."""
+"""`python -m training fit | evaluate | explain | compare | reproduce | export`: from radiographs to a model bundle."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ import typer
 
 from engines.base import EngineError
 from engines.bundle import SHIPPED, load_bundle
-from engines.cpu import CpuEngine
-from training.bundle import calibrate, export_run
-from training.calibrate import softmax
-from training.evaluate import Subject, evaluate, subject_of_bundle
+from training.assess import assess_bundle, assess_run
+from training.bundle import Form, export_run
+from training.compare import comparison, read_rows, write_comparison
+from training.devices import open_device
+from training.explain import explain_run
 from training.export import ExportError
-from training.fit import DivergedError, fit, load_run, predict_grey
+from training.fit import DivergedError, fit
 from training.recipe import RecipeError, load_recipe
+from training.report import summary, write_report
+from training.reproduce import reproduce
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 Data = Annotated[Path, typer.Option(envvar="CXRNODE_DATA", help="Folder that holds index.csv and images/.")]
 Run = Annotated[Path, typer.Argument(help="A run folder that `fit` made.")]
+Change = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: --set fit.epochs=3")]
+DeviceName = Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun --nproc-per-node N -m training ...")]
+Member = Annotated[int | None, typer.Option(min=1, help="One snapshot of an ensemble: 1, 2, ...")]
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @app.command("fit")
@@ -32,10 +39,13 @@ def fit_command(
     recipe: Annotated[str, typer.Argument(help="A recipe of training/recipes by name, or a TOML file.")],
     data: Data,
     run: Annotated[Path | None, typer.Option("--run", "--out", help="Run folder; default runs/RECIPE.")] = None,
+    change: Change = None,
+    device: DeviceName = _DEVICE,
 ) -> None:
     """Fit a recipe. Killed and started again with the same command, it goes on from the last epoch."""
-    loaded = load_recipe(recipe)
-    typer.echo(f"run folder: {fit(loaded, data, run or Path('runs') / loaded.name)}")
+    loaded = load_recipe(recipe, change or ())
+    with open_device(device) as where:
+        typer.echo(f"run folder: {fit(loaded, data, run or Path('runs') / loaded.name, where)}")
 
 
 @app.command("evaluate")
@@ -43,16 +53,63 @@ def evaluate_command(
     data: Data,
     run: Annotated[Path | None, typer.Argument(help="A run folder; or give --bundle.")] = None,
     bundle: Annotated[str | None, typer.Option(help="A bundle's name or folder, run as it ships.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html and figures.json; default: the run folder.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option(help="Fit a linear classifier on the features of random weights too (minutes).")
+    ] = True,
 ) -> None:
-    """Figures with 95 % intervals on the test part, per source, adults only, external sources, border-only control."""
-    if (run is None) == (bundle is None):
+    """Figures with 95 % intervals: test part, per source, adults, hospitals no fit saw, controls, calibration."""
+    if run is not None and bundle is None:
+        figures = assess_run(run, data, baseline=baseline)
+    elif bundle is not None and run is None:
+        figures = assess_bundle(bundle, data)
+    else:
         raise typer.BadParameter("give either a run folder or --bundle NAME")
-    figures = _evaluate_bundle(bundle, data) if bundle else _evaluate_run(Path(run or ""), data)
-    if out:
-        out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     for line in summary(figures):
         typer.echo(line)
+    if folder := out or run:
+        typer.echo(f"report: {write_report(figures, folder)[0]}")
+
+
+@app.command("explain")
+def explain_command(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or DICOM files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, NAME-cam.png each.")],
+    member: Member = None,
+) -> None:
+    """Draw radiograph, Grad-CAM and overlay of every class."""
+    for one in explain_run(run, images, out, member=member):
+        said = ", ".join(f"{label} {p:.3f}" for label, p in zip(one.labels, one.probabilities, strict=True))
+        typer.echo(f"{one.name}: {said}")
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that were evaluated.")],
+    out: Annotated[Path | None, typer.Option(help="Write it too: a .md, .html or .json file.")] = None,
+) -> None:
+    """Set runs beside each other: figures with intervals, computing time, what they began from; folds as mean and
+    standard deviation."""
+    rows = read_rows(runs)
+    typer.echo(comparison(rows))
+    if out:
+        write_comparison(rows, out)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    paper: Annotated[str, typer.Argument(help="paper1 or paper2.")],
+    data: Data,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs and of the report.")] = Path("runs"),
+    change: Change = None,
+    device: DeviceName = _DEVICE,
+) -> None:
+    """Fit a paper's recipes, or go on with them, and set its figures beside ours, with what differs."""
+    with open_device(device) as where:
+        typer.echo(f"report: {reproduce(paper, data, runs, changes=change or (), device=where)}")
 
 
 @app.command("export")
@@ -62,53 +119,19 @@ def export_command(
     data: Data,
     version: Annotated[str, typer.Option(help="The bundle's version.")] = "1.0.0",
     evidence: Annotated[Path | None, typer.Option(help="JSON with more figures for the card.")] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round large weights to float16: half the size; computing stays float32.")
+    ] = False,
+    member: Member = None,
 ) -> None:
     """Write the model bundle of a run: ONNX, golden outputs, figures measured on the ONNX, model card."""
     folder = Path(bundle) if os.sep in bundle else SHIPPED / bundle
     more: dict[str, Any] | None = json.loads(evidence.read_text(encoding="utf-8")) if evidence else None
-    written = export_run(run, data, folder, version=version, evidence=more)
+    form = Form(half=half, member=member)
+    written = export_run(run, data, folder, version=version, evidence=more, form=form)
     for line in summary(load_bundle(str(written)).manifest.metrics):
         typer.echo(line)
     typer.echo(f"bundle: {written}")
-
-
-def _evaluate_bundle(name: str, data: Path) -> dict[str, Any]:
-    loaded = load_bundle(name)
-    engine = CpuEngine(loaded)
-    engine.activate()
-    try:
-        return evaluate(subject_of_bundle(loaded, engine), data)
-    finally:
-        engine.deactivate()
-
-
-def _evaluate_run(run: Path, data: Path) -> dict[str, Any]:
-    recipe, network = load_run(run)
-    temperature = calibrate(recipe, network, data).temperature
-    subject = Subject(
-        predict=lambda images: softmax(predict_grey(network, recipe, images), temperature),
-        labels=tuple(recipe.label_names), data=recipe.data,
-    )  # fmt: skip
-    return evaluate(subject, data)
-
-
-def summary(figures: dict[str, Any]) -> list[str]:
-    """A few lines for the terminal."""
-    lines = []
-    for name in ("test", "test_adults", "external", "border_only"):
-        if r := figures.get(name):
-            recalls = ", ".join(f"{k} recall {_brief(v['recall'])}" for k, v in r["per_label"].items())
-            lines.append(f"{name} ({r['images']} images): accuracy {_brief(r['accuracy'])}; {recalls}")
-    lines += [
-        f"  {row['source']} {row['label']} ({row['images']}): recall {_brief(row['recall'])}"
-        for row in [*figures.get("by_source", []), *figures.get("external_by_source", [])]
-    ]
-    others = figures.get("other_findings", [])
-    return lines + [f"  {row['label']} ({row['images']}): classed as {row['classes']}" for row in others]
-
-
-def _brief(f: dict[str, float] | None) -> str:
-    return "n/a" if f is None else f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]"
 
 
 def main() -> None:

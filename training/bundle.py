@@ -26,21 +26,41 @@ from engines.cpu import CpuEngine
 from engines.preprocess import PREPROCESS_VERSION
 from training.calibrate import fit_temperature, negative_log_likelihood, softmax, thresholds
 from training.card import write_card
-from training.datasets import Part, count_rows, load_images, load_index, select
+from training.checkpoint import load_recipe_of, load_run
+from training.datasets import Part, count_rows, load_images, load_index, select, used
 from training.evaluate import evaluate, subject_of_bundle
 from training.export import export_onnx, run_torch
-from training.fit import load_run, predict, to_tensor
-from training.models.network import Exported, Network
+from training.feed import to_tensor
+from training.fit import predict
+from training.half import round_weights
+from training.models.network import Ensemble, Exported, Model
 from training.phantoms import golden_batch
-from training.recipe import Recipe, RecipeError
+from training.recipe import DataSpec, Recipe, RecipeError
 from training.transforms import to_grey
 
 TOLERANCE = {"fp32": Tolerance(probabilities=1e-4, cam=1e-3, tie=1e-3)}
 USE = "Research use, not for diagnosis."
 LICENSE = "Apache-2.0 (weights; the training images keep their own terms, see MODEL_CARD.md)"
-_LARGEST = 60 * 2**20  # bytes: bundles live in the repository
+_MIB = 2**20
+_LARGEST = 60 * _MIB  # bytes: bundles live in the repository
 _FULL_COLOUR = 0.75  # quantile of the validation maps' maxima that an overlay shows in full colour
 _MAPS = 64  # maps at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What of a run is exported, and how. half: large weights rounded to float16 before all else, and stored as such.
+
+    member: one snapshot, 1, 2, ..., of an ensemble; None: all of it.
+    """
+
+    half: bool = False
+    member: int | None = None
+
+    @property
+    def options(self) -> str:
+        """As the command line says it."""
+        return " ".join(["--half"] * self.half + ([f"--member {self.member}"] if self.member is not None else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,40 +72,78 @@ class Calibrated:
     note: dict[str, Any]
 
 
-def export_run(run: Path, data: Path, folder: Path, *, version: str, evidence: dict[str, Any] | None = None) -> Path:
+def export_run(
+    run: Path,
+    data: Path,
+    folder: Path,
+    *,
+    version: str,
+    evidence: dict[str, Any] | None = None,
+    form: Form | None = None,
+) -> Path:
     """Write the bundle `folder` (its name is the bundle's) from `run`; an older one is replaced when all is done.
 
     It is made within the run folder first, so that a half-made one never stands among the shipped.
 
     `evidence` goes into the manifest's metrics and the card as it is. Raises RecipeError, ExportError, EngineError.
     """
-    recipe, network = load_run(run)
-    calibrated = calibrate(recipe, network, data)
+    form = form or Form()
+    recipe, model = load_form(run, form)
+    calibrated = calibrate(recipe, model, data)
     staging = run / "bundle"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    exported = export_onnx(network, recipe.input, calibrated.temperature, staging / MODEL)
+    exported = export_onnx(model, recipe.input, calibrated.temperature, staging / MODEL, half=form.half)
     write_golden(recipe, exported, staging / GOLDEN)
-    manifest = make_manifest(recipe, calibrated, name=folder.name, version=version, data=describe_data(recipe, data))
+    check_size(staging, half=form.half, members=len(model.members) if isinstance(model, Ensemble) else 1)
+    manifest = make_manifest(
+        recipe, calibrated, name=folder.name, version=version,
+        architecture=describe_architecture(recipe, model, half=form.half),
+        data=describe_data(recipe, data) | {"export": form.options},
+    )  # fmt: skip
     write_manifest(staging, manifest)  # the engine needs one, to measure what the final one says
     manifest = manifest.model_copy(update={"metrics": measure(staging, data) | (evidence or {})})
     write_manifest(staging, manifest)
     load_bundle(str(staging))
-    size = sum(f.stat().st_size for f in staging.iterdir())
-    if size > _LARGEST:
-        raise RecipeError(f"the bundle has {size / 2**20:.0f} MiB, at most {_LARGEST // 2**20} are allowed")
     shutil.rmtree(folder, ignore_errors=True)
     return shutil.copytree(staging, folder)
 
 
-def calibrate(recipe: Recipe, network: Network, data: Path) -> Calibrated:
+def load_form(run: Path, form: Form) -> tuple[Recipe, Model]:
+    """The recipe and the model as it will ship. Raises RecipeError."""
+    if form.member is not None and load_recipe_of(run).fit.cycles == 1:
+        raise RecipeError(f"{run} is no ensemble and has no members: leave --member out")
+    recipe, model = load_run(run, member=form.member)
+    if form.half:
+        round_weights(model)
+    return recipe, model
+
+
+def check_size(folder: Path, *, half: bool, members: int) -> None:
+    """Raises RecipeError, which says what would make the bundle small enough, where it is larger than is allowed."""
+    sizes = {f.name: f.stat().st_size for f in folder.iterdir()}
+    whole, model = sum(sizes.values()), sizes[MODEL]
+    if whole <= _LARGEST:
+        return
+    by_half, by_member = {"--half": 2.0} if not half else {}, {"--member K": members} if members > 1 else {}
+    ways: dict[str, float] = {**by_half, **by_member}
+    if len(ways) > 1:
+        ways["--half --member K"] = 2 * members
+    after = {way: whole - model + model / smaller for way, smaller in ways.items()}
+    helping = [f"{way} (about {size / _MIB:.0f} MiB)" for way, size in after.items() if size <= _LARGEST]
+    advice = " or ".join(helping) if helping else "a smaller trunk: neither --half nor --member would be enough"
+    allowed = f"at most {_LARGEST / _MIB:.0f} MiB are allowed"
+    raise RecipeError(f"the bundle has {whole / _MIB:.0f} MiB, {allowed}: export it with {advice}")
+
+
+def calibrate(recipe: Recipe, model: Model, data: Path) -> Calibrated:
     """Temperature, thresholds and the map's reference value from the validation part."""
     samples = select(load_index(data, recipe.data), Part.VALIDATION, recipe.label_names)
     if not samples:
         raise RecipeError(f"{data}/index.csv has no validation image with a label of {', '.join(recipe.label_names)}")
     images = load_images(data, samples)
     truth = np.array([recipe.label_names.index(s.label) for s in samples], np.int64)
-    logits = predict(network, recipe, images)
+    logits = predict(model, recipe, images)
     temperature = fit_temperature(logits, truth)
     p = softmax(logits, temperature)
     note = {
@@ -95,19 +153,19 @@ def calibrate(recipe: Recipe, network: Network, data: Path) -> Calibrated:
         "validation_accuracy": round(float((p.argmax(1) == truth).mean()), 4),
         "nll_before": round(negative_log_likelihood(logits, truth), 4),
         "nll_after": round(negative_log_likelihood(logits, truth, temperature), 4),
-        "cam_reference": round(float(np.quantile(_map_maxima(recipe, network, images), _FULL_COLOUR)), 6),
+        "cam_reference": round(float(np.quantile(_map_maxima(recipe, model, images), _FULL_COLOUR)), 6),
     }
     chosen = tuple(thresholds(p[:, k], truth == k) for k in range(len(recipe.labels)))
     return Calibrated(temperature=temperature, thresholds=chosen, note=note)
 
 
 @torch.no_grad()
-def _map_maxima(recipe: Recipe, network: Network, images: list[Any]) -> FloatArray:
+def _map_maxima(recipe: Recipe, model: Model, images: list[Any]) -> FloatArray:
     """The largest value of each image's raw map, [N]."""
     maxima = []
     for i in range(0, len(images), _MAPS):
         batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _MAPS]])
-        maxima.append(network.explain(batch)[1].amax((1, 2)).numpy())
+        maxima.append(model.explain(batch)[1].amax((1, 2)).numpy())
     return np.concatenate(maxima)
 
 
@@ -123,23 +181,44 @@ def write_golden(recipe: Recipe, exported: Exported, path: Path) -> None:
 def describe_data(recipe: Recipe, data: Path) -> dict[str, Any]:
     """The split and how many images of which source, label and licence each part holds."""
     samples = load_index(data, recipe.data)
-    parts = {part.value: count_rows(data, select(samples, part, recipe.label_names)) for part in Part}
-    rule = "80/10/10 by sha256 of split_seed and group; whole external sources apart"
+    parts = {part.value: count_rows(data, used(samples, part, recipe)) for part in Part}
     return {
-        "split": recipe.data.model_dump(mode="json"), "rule": rule, "parts": parts,
+        "split": recipe.data.model_dump(mode="json"), "rule": describe_split(recipe.data), "parts": parts,
         "weights": recipe.model.weights, "recipe": recipe.model_dump(mode="json"),
     }  # fmt: skip
 
 
-def make_manifest(recipe: Recipe, calibrated: Calibrated, *, name: str, version: str, data: dict[str, Any]) -> Manifest:
+def describe_split(spec: DataSpec) -> str:
+    """In words."""
+    test, by = 10 * spec.test_tenths, "by sha256 of split_seed and group"
+    if spec.fold is None:
+        return f"{90 - test}/10/{test} {by}; whole external sources apart"
+    fold = f"of the rest, fold {spec.fold} of {spec.folds} (0 is the first; stratified, by group) validates"
+    return f"{test} % test, {by}; {fold}; whole external sources apart"
+
+
+def describe_architecture(recipe: Recipe, model: Model, *, half: bool = False) -> str:
+    """What the graph computes, in words."""
+    spec, k = recipe.model, len(recipe.labels)
+    pooling = f"LSTM of {spec.units} units over the last map's places" if spec.pooling == "lstm" else "average pooling"
+    text = f"{spec.trunk}, {pooling}, dropout, {spec.hidden} ReLU, dropout, softmax of {k}"
+    if spec.mirror:
+        text += ", the mean of the image and its mirror image"
+    if isinstance(model, Ensemble):
+        text = f"ensemble of {len(model.members)} snapshots, the mean of their softmax; each: {text}"
+    return text + ("; large weights stored as float16, computed in float32" if half else "")
+
+
+def make_manifest(
+    recipe: Recipe, calibrated: Calibrated, *, name: str, version: str, architecture: str, data: dict[str, Any]
+) -> Manifest:
     """A manifest without digests and figures."""
     labels = tuple(
         Label(name=spec.name, code=spec.code, normal=spec.normal, present_at=present, absent_below=absent)
         for spec, (present, absent) in zip(recipe.labels, calibrated.thresholds, strict=True)
     )
     return Manifest(
-        name=name, version=version, description=recipe.description,
-        architecture=f"{recipe.model.trunk}, average pooling, dropout, {recipe.model.hidden} ReLU, dropout, softmax",
+        name=name, version=version, description=recipe.description, architecture=architecture,
         input=recipe.input, preprocess_version=PREPROCESS_VERSION, labels=labels, calibration=calibrated.note,
         tolerance=TOLERANCE, files={}, data=data, metrics={}, intended_use=USE, license=LICENSE,
     )  # fmt: skip

@@ -165,12 +165,13 @@ def _again(m: Manifest) -> str:
     base = weights.removeprefix("run:")
     runs = base.split(",") if base != weights else []
     first = "".join(f"python -m training fit {Path(run).name} --data DATA --run {run}\n    " for run in runs)
+    options = "".join(f" {option}" for option in [m.data.get("export", "")] if option)
     return f"""## Make it again
 
     python -m training evaluate --bundle {m.name} --data DATA    # every figure above, from the ONNX through the engine
     cxrnode models verify {m.name}                               # files and golden inputs
     {first}python -m training fit {recipe} --data DATA --run runs/{recipe}
-    python -m training export runs/{recipe} --bundle {m.name} --data DATA --version {m.version}"""
+    python -m training export runs/{recipe} --bundle {m.name} --data DATA --version {m.version}{options}"""
 
 
 def _report(r: dict[str, Any], m: Manifest) -> str:

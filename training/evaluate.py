@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 from engines.base import Engine, FloatArray
 from engines.bundle import Bundle
 from engines.preprocess import prepare, to_batch
+from training.calibrate import reliability, uncalibrated
 from training.datasets import Part, Sample, load_images, load_index, select, unseen
-from training.metrics import Scored, recall_of, report
+from training.metrics import Scored, confusion_shares, hit_rate, report, roc, share
 from training.recipe import DataSpec, RecipeError
 from training.transforms import to_grey
 
@@ -31,6 +32,8 @@ class Subject:
     predict: Predict
     labels: tuple[str, ...]
     data: DataSpec
+    temperature: float = 1.0  # that the logits were divided by
+    thresholds: tuple[tuple[float, float], ...] = ()  # per label: present_at, absent_below
 
 
 def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
@@ -44,8 +47,12 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
 
     if "split" not in bundle.manifest.data:
         raise RecipeError(f"bundle {bundle.name} does not say how its data was split: evaluate its run instead")
-    labels = tuple(label.name for label in bundle.labels)
-    return Subject(predict=predict, labels=labels, data=DataSpec.model_validate(bundle.manifest.data["split"]))
+    return Subject(
+        predict=predict, labels=tuple(label.name for label in bundle.labels),
+        data=DataSpec.model_validate(bundle.manifest.data["split"]),
+        temperature=float(bundle.manifest.calibration.get("temperature", 1.0)),
+        thresholds=tuple((label.present_at, label.absent_below) for label in bundle.labels),
+    )  # fmt: skip
 
 
 def evaluate(subject: Subject, data: Path) -> dict[str, Any]:
@@ -53,22 +60,27 @@ def evaluate(subject: Subject, data: Path) -> dict[str, Any]:
     samples = load_index(data, subject.data)
     test = select(samples, Part.TEST, subject.labels)
     external = unseen(select(samples, Part.EXTERNAL, subject.labels), samples)
+    held = select(samples, Part.VALIDATION, subject.labels)
     if not test:
         raise RecipeError(f"{data}/index.csv has no test image with a label of {', '.join(subject.labels)}")
     scored, border = score(subject, data, test), score(subject, data, test, change=frame_only)
     scored_external = score(subject, data, external) if external else None
     adult = np.array([s.source not in subject.data.children for s in test])
+    parts = {"test": scored} | ({"validation": score(subject, data, held)} if held else {})
     result = {
-        "test": report(scored, subject.labels),
+        "test": _in_detail(scored, subject.labels),
         "test_adults": report(scored.take(adult), subject.labels) if adult.any() else None,
         "by_source": _by_source(test, scored, subject.labels),
         "border_only": report(border, subject.labels),
         "external": None,
         "external_by_source": [],
         "other_findings": _other_findings(subject, data, samples),
+        "calibration": {"temperature": subject.temperature}
+        | {name: _calibration(part, subject.temperature) for name, part in parts.items()},
+        "thresholds": _thresholds(subject, scored),
     }
     if scored_external:
-        result["external"] = report(scored_external, subject.labels)
+        result["external"] = _in_detail(scored_external, subject.labels)
         result["external_by_source"] = _by_source(external, scored_external, subject.labels)
     return result
 
@@ -94,6 +106,13 @@ def frame_only(image: FloatArray) -> FloatArray:
     return np.where(inside, image[~inside].mean(), image).astype(np.float32)
 
 
+def _in_detail(scored: Scored, labels: Sequence[str]) -> dict[str, Any]:
+    return report(scored, labels) | {
+        "confusion_shares": confusion_shares(scored, labels),
+        "roc": roc(scored, labels),
+    }
+
+
 def _by_source(samples: Sequence[Sample], scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:
     def key(i: int) -> tuple[str, str]:
         return samples[i].source, samples[i].label
@@ -101,9 +120,7 @@ def _by_source(samples: Sequence[Sample], scored: Scored, labels: Sequence[str])
     rows = []
     for (source, label), members in groupby(sorted(range(len(samples)), key=key), key):
         part = scored.take(np.array(list(members)))
-        rows.append(
-            {"source": source, "label": label} | _said(part.probabilities, labels) | {"recall": recall_of(part)}
-        )
+        rows.append({"source": source, "label": label} | _said(part.probabilities, labels) | {"recall": hit_rate(part)})
     return rows
 
 
@@ -123,3 +140,24 @@ def _said(probabilities: FloatArray, labels: Sequence[str]) -> dict[str, Any]:
     """How many images, and how many of them got each class."""
     found = Counter(probabilities.argmax(1).tolist())
     return {"images": len(probabilities), "classes": {label: found[k] for k, label in enumerate(labels)}}
+
+
+def _calibration(scored: Scored, temperature: float) -> dict[str, Any]:
+    """Reliability without the temperature, and with it."""
+    before = replace(scored, probabilities=uncalibrated(scored.probabilities, temperature))
+    return {"images": len(scored), "before": reliability(before), "after": reliability(scored)}
+
+
+def _thresholds(subject: Subject, scored: Scored) -> dict[str, Any]:
+    """What the thresholds, chosen on the validation part, do on the test part."""
+    rows = {}
+    for k, (present_at, absent_below) in enumerate(subject.thresholds):
+        p, is_label = scored.probabilities[:, k], scored.truth == k
+        present, absent = p >= present_at, p < absent_below
+        rows[subject.labels[k]] = {
+            "present_at": present_at, "absent_below": absent_below,
+            "right_where_present": share(present & is_label, scored.groups, present),
+            "missed": share(absent & is_label, scored.groups, is_label),
+            "undetermined": share(~present & ~absent, scored.groups),
+        }  # fmt: skip
+    return rows

@@ -3,98 +3,231 @@
 from __future__ import annotations
 
 import csv
+import io
+import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingWarmRestarts, LRScheduler, OneCycleLR
+from tqdm import tqdm
 
-from engines.preprocess import prepare, to_batch
-from training.datasets import Part, load_images, load_index, sampling_weights, select
-from training.models.network import Network, make_network
+from engines.base import FloatArray
+from training import checkpoint
+from training.cache import decoded
+from training.checkpoint import (
+    CHECKPOINT,
+    RECIPE,
+    SPLIT,
+    State,
+    load_weights,
+    mean_weights,
+    network_of,
+    read_recipe,
+    snapshot,
+)
+from training.datasets import Part, Sample, left_out, load_index, used
+from training.devices import Device
+from training.feed import Images, epoch_order, feed, to_tensor
+from training.files import whole
+from training.frozen import Maps, maps_of, prepare_trunk
+from training.models.network import Model, Network, make_network
 from training.models.trunks import RUN
 from training.recipe import FitSpec, Recipe, RecipeError
-from training.transforms import augment, to_grey
+from training.rows import LeftOut
+from training.transforms import to_grey
 
-CHECKPOINT, CURVES, RECIPE, SPLIT = "checkpoint.pt", "curves.csv", "recipe.json", "split.csv"
+LEFT_OUT = "left-out.csv"  # in a run folder: files of the data folder that nobody sees, and why
+CACHE = "cache"  # beside the run folders: decoded images, shared by all runs of the same data and input size
 _WARM_UP = 0.15  # share of the one-cycle schedule
-_SAY_EVERY_S = 15.0
+_BATCH = 64  # of a prediction
 
 
 class DivergedError(Exception):
     """The loss is not finite: lower the learning rate."""
 
 
-@dataclass(slots=True, kw_only=True)
-class State:
-    """Everything that a resumed fit needs; `average` holds the exponentially averaged weights."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """The images of one part and their labels; `maps` are a frozen trunk's."""
 
-    network: Network
-    average: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    epoch: int = 0
+    samples: list[Sample]
+    images: Images  # uint8 [N, H, W]
+    targets: npt.NDArray[np.int64]  # [N]
+    maps: Maps | None = None  # float16 [N, D, h, w]
 
 
-def fit(recipe: Recipe, data: Path, run: Path) -> Path:
+def fit(recipe: Recipe, data: Path, run: Path, device: Device | None = None) -> Path:
     """Fit `recipe` on `data` into the folder `run`; returns it. Raises DivergedError, RecipeError."""
-    _claim(run, recipe)
+    device = device or Device()
     samples = load_index(data, recipe.data)
-    _write_split(run, recipe, samples)
-    train = select(samples, Part.TRAIN, recipe.label_names)
-    held = select(samples, Part.VALIDATION, recipe.label_names)
-    images, held_images = load_images(data, train), load_images(data, held)
-    targets = np.array([recipe.label_names.index(s.label) for s in train])
-    held_targets = np.array([recipe.label_names.index(s.label) for s in held])
-    weights = sampling_weights(train, recipe.data.balance)
-    steps = max(1, len(train) // recipe.fit.batch_size)
-    state = _begin_or_resume(recipe, run, steps)
-    while state.epoch < recipe.fit.epochs:
-        rng = np.random.default_rng([recipe.fit.seed, state.epoch])
-        torch.manual_seed(recipe.fit.seed * 1000 + state.epoch)
-        order = rng.choice(len(train), (steps, recipe.fit.batch_size), p=weights)
-        loss = _one_epoch(recipe, state, images, targets, order, rng)
-        state.epoch += 1
-        accuracy = float((predict(averaged(recipe, state), recipe, held_images).argmax(1) == held_targets).mean())
-        _checkpoint(run, state, loss, accuracy)
-        print(
-            f"epoch {state.epoch}/{recipe.fit.epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}", flush=True
+    check_labels(samples, recipe)
+    check_run(run, recipe, samples)
+    train, held = (_labelled(recipe, data, samples, part, run) for part in (Part.TRAIN, Part.VALIDATION))
+    steps = len(epoch_order(recipe, train.samples, 0))
+    state = _begin(recipe, train, steps)
+    checkpoint.restore(run, state)
+    if device.first:
+        checkpoint.require_room(run, state, recipe.fit)
+        _claim(run, recipe, samples, left_out(data))
+    device.wait_for_others()
+    if recipe.model.frozen:
+        train, held = (
+            replace(part, maps=maps_of(state.network, recipe, part.images, run / f"maps-{name}.npy"))
+            for name, part in (("train", train), ("held", held))
         )
-    if not (run / CHECKPOINT).exists():  # no epochs: the weights as they are
-        _checkpoint(run, state, float("nan"), float("nan"))
+    fitted = device.place(state.network.head if recipe.model.frozen else state.network)
+    with tqdm(
+        total=recipe.fit.epochs * steps, initial=state.epoch * steps, unit="step", disable=not device.first,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    ) as bar:  # fmt: skip
+        while state.epoch < recipe.fit.epochs:
+            started = time.monotonic()
+            row = _one_epoch(recipe, state, fitted, train, device, bar)
+            state.epoch += 1
+            row |= validate(recipe, state, held, device) | {"seconds": round(time.monotonic() - started, 1)}
+            state.curves.append({"epoch": state.epoch} | {k: round(v, 6) for k, v in row.items()})
+            if device.first:
+                _keep(run, recipe, state)
+                bar.write(_line(recipe, state))
+    if device.first and not (run / CHECKPOINT).exists():  # no epochs: the weights as they are
+        checkpoint.save(run, state)
+    device.wait_for_others()
     return run
 
 
-def _claim(run: Path, recipe: Recipe) -> None:
-    """A run folder is of one recipe: going on with another would be neither."""
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / RECIPE
-    if path.exists() and Recipe.model_validate_json(path.read_text()) != recipe:
+# --- before the first epoch -----------------------------------------------------------------------------------------
+
+
+def check_labels(samples: list[Sample], recipe: Recipe) -> None:
+    """Raises RecipeError where a label has nothing to learn from, or nothing to be validated on, or is written in two
+    ways."""
+    written = {name.casefold(): name for name in recipe.fitted_names}
+    for label, n in Counter(s.label for s in samples).items():
+        name = written.get(label.casefold(), label)
+        if name != label:
+            raise RecipeError(f"{n} images are labelled '{label}', and the recipe says '{name}': write them alike")
+    count = Counter((s.label, s.part) for s in samples)
+    for part, labels in ((Part.TRAIN, recipe.fitted_names), (Part.VALIDATION, recipe.label_names)):
+        for label in labels:
+            if not count[label, part]:
+                known = ", ".join(sorted({s.label for s in samples}))
+                raise RecipeError(
+                    f"the {part.value} part has no image labelled '{label}' (the data knows: {known}): name the data's "
+                    "labels in the recipe, or choose another split_seed"
+                )
+
+
+def _labelled(recipe: Recipe, data: Path, samples: list[Sample], part: Part, run: Path) -> Labelled:
+    chosen = used(samples, part, recipe)
+    targets = np.array([recipe.fitted_names.index(s.label) for s in chosen], np.int64)
+    return Labelled(
+        samples=chosen, images=decoded(data, chosen, recipe.input, run.parent / CACHE), targets=targets
+    )  # fmt: skip
+
+
+def check_run(run: Path, recipe: Recipe, samples: list[Sample]) -> None:
+    """A run folder is of one recipe and one split: going on with another would be neither. Raises RecipeError."""
+    if (run / RECIPE).exists() and read_recipe(run) != recipe:
         raise RecipeError(f"{run} holds a run of another recipe: choose another --run, or remove the folder")
-    path.write_text(recipe.model_dump_json(indent=2))
+    if (run / CHECKPOINT).exists() and (run / SPLIT).read_bytes() != _split(recipe, samples):
+        raise RecipeError(f"{run} was begun with other data ({SPLIT} says which): choose another --run, or remove it")
+
+
+def _claim(run: Path, recipe: Recipe, samples: list[Sample], left: list[LeftOut]) -> None:
+    """Write down what the fit is made of. Raises RecipeError where the folder cannot be written."""
+    files = {RECIPE: recipe.model_dump_json(indent=2).encode(), SPLIT: _split(recipe, samples)}
+    if left:
+        files[LEFT_OUT] = _table(("image", "reason"), ((x.image, x.reason) for x in left))
+    for name, content in files.items():
+        with whole(run / name) as part:
+            part.write_bytes(content)
+    unused = Counter(s.label for s in samples if s.label not in recipe.fitted_names)
+    if names := ", ".join(f"{label} ({n})" for label, n in sorted(unused.items())):
+        tqdm.write(f"labels of the data that the recipe does not name: {names}")
+
+
+def _split(recipe: Recipe, samples: list[Sample]) -> bytes:
+    """split.csv: which image is in which part."""
+    chosen = [s for part in Part for s in used(samples, part, recipe)]
+    return _table(
+        ("image", "label", "source", "group", "part"), ((s.image, s.label, s.source, s.group, s.part) for s in chosen)
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """A CSV."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _begin(recipe: Recipe, train: Labelled, steps: int) -> State:
+    network = make_network(recipe).to(memory_format=torch.channels_last)
+    if recipe.model.weights.startswith(RUN):
+        runs = recipe.model.weights.removeprefix(RUN)
+        load_weights(network, mean_weights(runs.split(",")), runs)
+    if recipe.model.frozen:
+        prepare_trunk(network, recipe, train.images)
+    optimiser = _optimiser(network, recipe.fit)
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    return State(
+        network=network, average=average, optimiser=optimiser, schedule=_schedule(optimiser, recipe.fit, steps)
+    )  # fmt: skip
+
+
+def _optimiser(network: Network, spec: FitSpec) -> torch.optim.Optimizer:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if spec.optimiser == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=spec.learning_rate)
+    if spec.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=spec.learning_rate)
+    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=spec.learning_rate)
+
+
+def _schedule(optimiser: torch.optim.Optimizer, spec: FitSpec, steps: int) -> LRScheduler:
+    """Step by step. `snapshot`: the rate falls along a cosine, and jumps back at a cycle's end (Huang et al. 2017)."""
+    if spec.schedule == "snapshot":
+        return CosineAnnealingWarmRestarts(optimiser, T_0=max(1, spec.epochs // spec.cycles * steps))
+    if spec.schedule == "constant":
+        return ConstantLR(optimiser, factor=1.0)
+    return OneCycleLR(optimiser, spec.learning_rate, total_steps=spec.epochs * steps + 1, pct_start=_WARM_UP)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
 
 
 def _one_epoch(
-    recipe: Recipe,
-    state: State,
-    images: list[npt.NDArray[np.uint8]],
-    targets: npt.NDArray[Any],
-    order: npt.NDArray[Any],
-    rng: np.random.Generator,
-) -> float:
-    """Returns the mean loss."""
+    recipe: Recipe, state: State, fitted: nn.Module, train: Labelled, device: Device, bar: tqdm[Any]
+) -> dict[str, float]:
+    """Mean loss, accuracy on what was fitted (augmented, with dropout), and the rate at the epoch's start."""
+    seed, rate = (recipe.fit.seed, state.epoch, device.rank), float(state.schedule.get_last_lr()[0])
+    torch.manual_seed(sum(k * n for k, n in zip(seed, (1_000_000, 1000, 1), strict=True)))
+    rng = np.random.default_rng(seed)
+    order = epoch_order(recipe, train.samples, state.epoch)
     state.network.train()
-    started = said = time.monotonic()
-    losses = []
-    for step, chosen in enumerate(order, start=1):
-        pictures = [augment(images[i], recipe.augment, rng) for i in chosen]
-        x, y = to_tensor(recipe, pictures), torch.from_numpy(targets[chosen])
-        loss = _mixed_loss(state.network, x, y, recipe.fit, rng)
+    if recipe.model.frozen:
+        state.network.trunk.eval()
+    losses, hits, started = [], 0, time.monotonic()
+    mine = order[:, device.rank :: device.world]
+    batches = _of_maps(train, mine) if recipe.model.frozen else feed(recipe, train.images, train.targets, mine, seed)
+    for step, (x, y) in enumerate(batches, start=1):
+        images, labels = x.to(device.torch_device), y.to(device.torch_device)
+        with device.mixed_precision():
+            loss, logits = _loss(fitted, images, labels, recipe.fit, rng)
+            loss = loss + recipe.fit.l2 * state.network.head.penalty()
         if not torch.isfinite(loss):
             raise DivergedError(f"loss {loss.item()} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
         state.optimiser.zero_grad()
@@ -103,76 +236,27 @@ def _one_epoch(
         state.schedule.step()
         _average(state, recipe.fit.ema, done=state.epoch * len(order) + step)
         losses.append(loss.item())
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            left = (said - started) / step * (len(order) * (recipe.fit.epochs - state.epoch) - step)
-            print(f"  step {step}/{len(order)}: loss {losses[-1]:.3f}, about {left / 60:.0f} min left", flush=True)
-    return float(np.mean(losses))
+        hits += int((logits.argmax(1) == labels).sum())
+        bar.update()
+    speed = mine.size / (time.monotonic() - started)
+    return {"rate": rate, "loss": float(np.mean(losses)), "accuracy": hits / mine.size, "images_per_s": speed}
 
 
-def _mixed_loss(network: Network, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random.Generator) -> Tensor:
-    """Cross-entropy; with mixup (Zhang et al. 2018) of each image with another of its batch."""
-    share = float(rng.beta(spec.mixup, spec.mixup)) if spec.mixup else 1.0
-    other = torch.from_numpy(rng.permutation(len(y)))
-    logits = network(share * x + (1 - share) * x[other] if spec.mixup else x)
-    loss = F.cross_entropy(logits, y, label_smoothing=spec.label_smoothing)
-    if spec.mixup:
-        loss = share * loss + (1 - share) * F.cross_entropy(logits, y[other], label_smoothing=spec.label_smoothing)
-    return loss
+def _of_maps(part: Labelled, order: npt.NDArray[Any]) -> Any:
+    assert part.maps is not None  # noqa: S101 (a frozen fit has them)
+    for chosen in order:
+        yield torch.from_numpy(part.maps[chosen].astype(np.float32)), torch.from_numpy(part.targets[chosen])
 
 
-def to_tensor(recipe: Recipe, pictures: list[npt.NDArray[np.float32]]) -> Tensor:
-    """Grey pictures, float32 0..1, to images [N, C, H, W] by the preprocessing that serving uses."""
-    shape = recipe.input
-    prepared = [prepare(p, shape.rows, shape.columns) for p in pictures]
-    return torch.from_numpy(to_batch(prepared, shape.channels)).contiguous(memory_format=torch.channels_last)
-
-
-def predict(network: Network, recipe: Recipe, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-    """Logits [N, K] of uint8 images."""
-    return predict_grey(network, recipe, [to_grey(image) for image in images])
-
-
-@torch.no_grad()
-def predict_grey(network: Network, recipe: Recipe, images: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Logits [N, K] of grey images, float32 [H, W] in 0..1."""
-    network.eval()
-    batches = [images[i : i + 64] for i in range(0, len(images), 64)]
-    logits = [network(to_tensor(recipe, batch)).numpy() for batch in batches]
-    return np.concatenate(logits) if logits else np.zeros((0, len(recipe.labels)), np.float32)
-
-
-def averaged(recipe: Recipe, state: State) -> Network:
-    network = make_network(recipe, weights=False)
-    network.load_state_dict(state.average)
-    return network
-
-
-def load_run(run: Path) -> tuple[Recipe, Network]:
-    """The recipe and the averaged network of a finished (or unfinished) run."""
-    if not (run / RECIPE).is_file() or not (run / CHECKPOINT).is_file():
-        raise RecipeError(f"{run} is no run with a finished epoch: make one with `python -m training fit`")
-    recipe = Recipe.model_validate_json((run / RECIPE).read_text())
-    network = make_network(recipe, weights=False)
-    network.load_state_dict(averaged_weights(run))
-    return recipe, network.eval()
-
-
-def averaged_weights(run: Path) -> dict[str, Tensor]:
-    """Raises RecipeError where the run has no checkpoint."""
-    if not (run / CHECKPOINT).is_file():
-        raise RecipeError(f"no run at {run} (it has no {CHECKPOINT}): fit it first, or name another folder")
-    saved: dict[str, Tensor] = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
-    return saved
-
-
-def mean_weights(runs: list[str]) -> dict[str, Tensor]:
-    """The mean of the runs' averaged weights (model soup, Wortsman et al. 2022); of one run, its own."""
-    states = [averaged_weights(Path(run)) for run in runs]
-    return {
-        name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
-        for name, value in states[0].items()
-    }
+def _loss(fitted: nn.Module, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, logits); with mixup (Zhang et al. 2018) of each image with another of its batch."""
+    if not spec.mixup:
+        logits = fitted(x)
+        return F.cross_entropy(logits, y, label_smoothing=spec.label_smoothing), logits
+    share, other = float(rng.beta(spec.mixup, spec.mixup)), torch.from_numpy(rng.permutation(len(y)))
+    logits = fitted(share * x + (1 - share) * x[other])
+    one, two = (F.cross_entropy(logits, target, label_smoothing=spec.label_smoothing) for target in (y, y[other]))
+    return share * one + (1 - share) * two, logits
 
 
 def _average(state: State, decay: float, *, done: int) -> None:
@@ -180,52 +264,54 @@ def _average(state: State, decay: float, *, done: int) -> None:
     with torch.no_grad():
         for name, value in state.network.state_dict().items():
             if value.is_floating_point():
-                state.average[name].lerp_(value, 1 - decay)
+                state.average[name].lerp_(value.to(state.average[name].device), 1 - decay)
             else:
                 state.average[name].copy_(value)
 
 
-def _begin_or_resume(recipe: Recipe, run: Path, steps: int) -> State:
-    network = make_network(recipe).to(memory_format=torch.channels_last)
-    if recipe.model.weights.startswith(RUN):
-        network.load_state_dict(mean_weights(recipe.model.weights.removeprefix(RUN).split(",")))
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
+def validate(recipe: Recipe, state: State, held: Labelled, device: Device) -> dict[str, float]:
+    """Loss and accuracy of the averaged weights on the validation part."""
+    network = network_of(recipe, state.average).to(device.torch_device).eval()
+    if held.maps is None:
+        logits = predict(network, recipe, held.images)
+    else:
+        with torch.no_grad():
+            parts = [held.maps[i : i + _BATCH].astype(np.float32) for i in range(0, len(held.maps), _BATCH)]
+            logits = np.concatenate([network.head(torch.from_numpy(p).to(device.torch_device)).cpu() for p in parts])
+    loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(held.targets))
+    return {"validation_loss": float(loss), "validation_accuracy": float((logits.argmax(1) == held.targets).mean())}
+
+
+def _keep(run: Path, recipe: Recipe, state: State) -> None:
+    """The snapshot first: a kill between the two repeats the cycle's last epoch, and writes it again."""
     spec = recipe.fit
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, spec.learning_rate, total_steps=spec.epochs * steps + 1, pct_start=_WARM_UP
+    if spec.cycles > 1 and state.epoch % (spec.epochs // spec.cycles) == 0:
+        cycle = state.epoch // (spec.epochs // spec.cycles)
+        checkpoint.write(snapshot(run, cycle), {"network": state.average})
+    checkpoint.save(run, state)
+
+
+def _line(recipe: Recipe, state: State) -> str:
+    c = state.curves[-1]
+    return (
+        f"epoch {state.epoch}/{recipe.fit.epochs}: loss {c['loss']:.4f}, accuracy {c['accuracy']:.4f}; validation loss "
+        f"{c['validation_loss']:.4f}, accuracy {c['validation_accuracy']:.4f}; {c['seconds']:.0f} s"
     )
-    average = {name: value.clone() for name, value in network.state_dict().items()}
-    state = State(network=network, average=average, optimiser=optimiser, schedule=schedule)
-    if (run / CHECKPOINT).exists():
-        saved = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-        network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        schedule.load_state_dict(saved["schedule"])
-        state.average, state.epoch = saved["average"], saved["epoch"]
-    return state
 
 
-def _checkpoint(run: Path, state: State, loss: float, accuracy: float) -> None:
-    """Written whole: a kill leaves the last one."""
-    saved = {
-        "network": state.network.state_dict(),
-        "average": state.average,
-        "optimiser": state.optimiser.state_dict(),
-        "schedule": state.schedule.state_dict(),
-        "epoch": state.epoch,
-    }
-    torch.save(saved, run / f"{CHECKPOINT}.part")
-    (run / f"{CHECKPOINT}.part").replace(run / CHECKPOINT)
-    with (run / CURVES).open("a", newline="") as f:
-        csv.writer(f).writerow([state.epoch, f"{loss:.5f}", f"{accuracy:.5f}"])
+# --- predictions ----------------------------------------------------------------------------------------------------
 
 
-def _write_split(run: Path, recipe: Recipe, samples: list[Any]) -> None:
-    with (run / SPLIT).open("w", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerow(["image", "label", "source", "group", "part"])
-        chosen = (s for s in samples if s.label in recipe.label_names)
-        writer.writerows([s.image, s.label, s.source, s.group, s.part.value] for s in chosen)
+def predict(model: Model, recipe: Recipe, images: Images | list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    """Logits [N, K] of uint8 images."""
+    return predict_grey(model, recipe, [to_grey(image) for image in images])
+
+
+@torch.no_grad()
+def predict_grey(model: Model, recipe: Recipe, images: list[FloatArray]) -> npt.NDArray[np.float32]:
+    """Logits [N, K] of grey images, float32 [H, W] in 0..1."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
+    logits = [model(to_tensor(recipe, batch).to(device)).float().cpu().numpy() for batch in batches]
+    return np.concatenate(logits) if logits else np.zeros((0, len(recipe.labels)), np.float32)

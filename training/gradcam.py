@@ -1,4 +1,4 @@
-"""Grad-CAM by autograd: the reference that the exported, hand-derived map (`Network.explain`) must equal."""
+"""Grad-CAM by hooks and autograd: the reference that the exported, hand-derived map (`explain`) must equal."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from training.models.network import Network
+from training.models.network import Ensemble, Model, Network
 
 
-def reference_cam(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits [N, K], raw Grad-CAM [N, h, w] of each image's predicted class); one image at a time.
+def reference_cam(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [N, K], raw Grad-CAM [N, h, w] of each image's predicted class); one image at a time."""
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(image[None]) for image in images])
+    maps = [cam_of(model, image[None], int(row.argmax())) for image, row in zip(images, logits, strict=True)]
+    return logits, torch.cat(maps)
+
+
+def cam_of(model: Model, image: Tensor, k: int) -> Tensor:
+    """Raw Grad-CAM [1, h, w] of class `k`; an ensemble's is the mean of its members', a mirrored view's is turned back.
 
     Source: Selvaraju et al. 2017, equations 1 and 2: the gradient of the class's logit, averaged over the places of the
     last feature map, weighs its channels; what is negative is cut off.
     """
-    network.eval()
-    logits, maps = zip(*(_one(network, image[None]) for image in images), strict=True)
-    return torch.cat(logits), torch.cat(maps)
-
-
-def _one(network: Network, image: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        logits = network(image)
-    k = int(logits.argmax())
-    cam = _map(network, image, k)
-    if network.mirror:
-        cam = (cam + _map(network, image.flip(-1), k).flip(-1)) / 2
-    return logits, cam
+    if isinstance(model, Ensemble):
+        return torch.stack([cam_of(m, image, k) for m in model.members if isinstance(m, Network)]).mean(0)
+    if model.mirror:
+        return (_map(model, image, k) + _map(model, image.flip(-1), k).flip(-1)) / 2
+    return _map(model, image, k)
 
 
 def _map(network: Network, image: Tensor, k: int) -> Tensor:
-    features: Tensor = network.trunk(image).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(network.head(features)[0, k], features)
-    return F.relu((gradient.mean((2, 3), keepdim=True) * features).sum(1)).detach()
+    maps: list[Tensor] = []
+    hook = network.trunk.register_forward_hook(lambda _module, _arguments, output: maps.append(output))
+    try:
+        logits = network.head(network.trunk(image.requires_grad_()))  # a frozen trunk too needs a gradient to its map
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(logits[0, k], maps)
+    return F.relu((gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1)).detach()

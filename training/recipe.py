@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.bundle import Code, InputShape
 
@@ -27,12 +29,24 @@ class LabelSpec(_Frozen):
 
 
 class DataSpec(_Frozen):
-    """Which images a fit may see. Splits are by group: 80 % train, 10 % validation, 10 % test."""
+    """Which images a fit may see. Splits are by group: some tenths of the groups test and validate, the rest trains."""
 
     external: tuple[str, ...] = ()  # whole sources that no fit sees
     children: tuple[str, ...] = ("kaggle_kermany",)  # sources of children: adults are evaluated apart
+    merge: dict[str, tuple[str, ...]] = {}  # a label, and the data's labels that count as it
+    most: dict[str, int] = {}  # a label, and how many of its images are used at most: whole groups, drawn by split_seed
     split_seed: int = 7
-    balance: float = Field(default=0.5, ge=0, le=1)  # 0: as they come; 1: every source of a label weighs the same
+    test_tenths: int = Field(default=1, ge=1, le=5)
+    folds: int = Field(default=0, ge=0)  # 0: the tenth beside the test part validates; k: k-fold over all but the test
+    fold: int | None = Field(default=None, ge=0)  # which of the folds validates this fit
+    sampling: Literal["balanced", "shuffle"] = "balanced"  # shuffle: each image once an epoch, as the papers do
+    balance: float = Field(default=0.5, ge=0, le=1)  # 0: sources as they come; 1: they weigh the same in a label
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_the_folds(self) -> Self:
+        if self.folds == 1 or (self.fold is not None and self.fold >= self.folds):
+            raise ValueError(f"fold {self.fold} of {self.folds} folds: give folds >= 2 and 0 <= fold < folds")
+        return self
 
 
 class ModelSpec(_Frozen):
@@ -40,8 +54,11 @@ class ModelSpec(_Frozen):
     weights: (
         str  # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER[,FOLDER], whole networks
     )
-    hidden: int = Field(default=128, ge=1)  # paper 1's ReLU layer
+    pooling: Literal["mean", "lstm"] = "mean"  # paper 1: average pooling; paper 2: an LSTM over the map's places
+    units: int = Field(default=512, ge=1)  # of the LSTM
+    hidden: int = Field(default=128, ge=1)  # the ReLU layer
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    frozen: bool = False  # fit the head alone, on the trunk's features of every image, computed once
     mirror: bool = False  # predict on the mirror image too, and average
 
 
@@ -58,18 +75,29 @@ class AugmentSpec(_Frozen):
 class FitSpec(_Frozen):
     epochs: int = Field(ge=0)  # 0: the weights as they are, for instance the mean of two runs
     batch_size: int = Field(default=32, ge=2)
+    optimiser: Literal["adamw", "adam", "rmsprop"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = 0.02
+    schedule: Literal["one_cycle", "snapshot", "constant"] = "one_cycle"
+    cycles: int = Field(default=1, ge=1)  # of the snapshot schedule: each ends in a member of the ensemble
+    weight_decay: float = 0.02  # of all matrices, decoupled from the gradient (adamw only)
+    l2: float = 0.0  # times the sum of squares of the head's two layers, in the loss
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the beta distribution; 0: none
-    ema: float = 0.998  # decay of the averaged weights, which are what is evaluated and shipped
+    ema: float = 0.998  # decay of the averaged weights, which are what is evaluated and shipped; 0: the last weights
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _cycles_fill_the_epochs(self) -> Self:
+        if self.cycles > 1 and (self.schedule != "snapshot" or self.epochs % self.cycles):
+            raise ValueError(f"{self.cycles} cycles need schedule = 'snapshot' and a multiple of as many epochs")
+        return self
 
 
 class Recipe(_Frozen):
     name: str
     description: str
     labels: tuple[LabelSpec, ...] = Field(min_length=2)
+    auxiliary: tuple[str, ...] = ()  # findings that the fit also learns to tell apart, and the network never says
     input: InputShape
     data: DataSpec = DataSpec()
     model: ModelSpec
@@ -80,9 +108,16 @@ class Recipe(_Frozen):
     def label_names(self) -> list[str]:
         return [label.name for label in self.labels]
 
+    @property
+    def fitted_names(self) -> list[str]:
+        return [*self.label_names, *self.auxiliary]
 
-def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe of training/recipes by name, or any TOML file by path. Raises RecipeError that names the key."""
+
+def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe of training/recipes by name, or any TOML file by path, with `changes` such as "fit.epochs=3".
+
+    Raises RecipeError that names the key.
+    """
     path = Path(name_or_path)
     if not path.is_file():
         path = RECIPES / f"{name_or_path}.toml"
@@ -90,6 +125,25 @@ def load_recipe(name_or_path: str) -> Recipe:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe '{name_or_path}': give a TOML file, or one of: {known}")
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for change in changes:
+            _change(values, change)
+        return Recipe.model_validate(values)
     except (tomllib.TOMLDecodeError, ValidationError) as e:
         raise RecipeError(f"recipe {path} is not valid: {e}") from e
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """`table.key=value`; the value as in TOML, or a bare word for a string."""
+    key, equals, value = change.partition("=")
+    *tables, last = key.strip().split(".")
+    if not equals or not last:
+        raise RecipeError(f"cannot read '{change}': write it as fit.epochs=3")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"'{change}': {table} is no table of the recipe")
+    try:
+        values[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = value.strip()

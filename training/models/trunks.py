@@ -39,7 +39,7 @@ def make_trunk(spec: ModelSpec, *, weights: bool = True) -> nn.Module:
     return trunk
 
 
-def feature_channels(trunk: nn.Module, side: int = 64) -> int:
+def feature_channels(trunk: nn.Module, side: int = 96) -> int:
     """D of the trunk's features [N, D, h, w]."""
     trunk.eval()
     with torch.no_grad():
@@ -47,12 +47,15 @@ def feature_channels(trunk: nn.Module, side: int = 64) -> int:
 
 
 def _timm(name: str, download: bool) -> nn.Module:
-    model: nn.Module = timm.create_model(name, pretrained=download, num_classes=0, global_pool="", drop_path_rate=0.1)
+    regular: dict[str, Any] = {"drop_path_rate": 0.1} if "efficientnet" in name else {}
+    model: nn.Module = timm.create_model(name, pretrained=download, num_classes=0, global_pool="", **regular)
     return model
 
 
 def _torchvision(name: str, download: bool) -> nn.Module:
     model = torchvision.models.get_model(name, weights="DEFAULT" if download else None)
+    if name.startswith("densenet"):  # whose features end in a batch norm; its forward() adds the ReLU
+        return nn.Sequential(model.features, nn.ReLU())
     if hasattr(model, "features"):
         features: nn.Module = model.features
         return features

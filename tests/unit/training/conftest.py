@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from training.recipe import Recipe  # noqa: E402
+from training.recipe import Recipe, load_recipe  # noqa: E402
 
 LABELS = ("covid", "viral", "normal")
 SOURCES = ("kaggle_kermany", "elsewhere", "outside")  # children, adults, a hospital that no fit sees
@@ -47,17 +47,4 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    labels = [
-        {"name": n, "code": {"value": n, "scheme": "99TEST", "meaning": n}, "normal": n == "normal"} for n in LABELS
-    ]
-    return Recipe.model_validate(
-        {
-            "name": "tiny",
-            "description": "for tests",
-            "labels": labels,
-            "input": {"channels": 3, "rows": 32, "columns": 32},
-            "data": {"external": ["outside"], "split_seed": 3},
-            "model": {"trunk": "timm:test_efficientnet", "weights": "none", "hidden": 8},
-            "fit": {"epochs": 2, "batch_size": 8, "mixup": 0.2, "label_smoothing": 0.05},
-        }
-    )
+    return load_recipe(str(Path(__file__).with_name("tiny.toml")))

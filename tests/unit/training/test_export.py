@@ -7,17 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+import torch
 from typer.testing import CliRunner
 
-from engines.bundle import CARD, load_bundle
+from engines.bundle import CARD, MODEL, load_bundle
 from engines.cpu import CpuEngine
 from training.__main__ import app
+from training.bundle import Form, check_size, describe_architecture, describe_split, export_run
 from training.calibrate import fit_temperature, negative_log_likelihood, softmax, thresholds
-from training.evaluate import frame_only
+from training.checkpoint import load_run
 from training.fit import fit
-from training.metrics import Scored, report, weighted_auc
-from training.recipe import Recipe
+from training.metrics import Scored, report
+from training.models.network import make_network
+from training.recipe import DataSpec, Recipe, RecipeError, load_recipe
+
+
+def invoke(*command: str) -> str:
+    """What `python -m training` printed."""
+    result = CliRunner().invoke(app, list(command))
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +37,7 @@ def run(recipe: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def folder(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    command = ["export", str(run), "--bundle", str(folder), "--data", str(data), "--version", "1.2.3"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
+    invoke("export", str(run), "--bundle", str(folder), "--data", str(data), "--version", "1.2.3")
     return folder
 
 
@@ -48,26 +55,112 @@ def test_a_bundle_verifies_and_its_card_tells_the_truth(folder: Path) -> None:
 
 
 def test_one_command_makes_the_figures_again(folder: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "figures.json"
-    result = CliRunner().invoke(app, ["evaluate", "--bundle", str(folder), "--data", str(data), "--out", str(out)])
-    assert result.exit_code == 0, result.output
+    said = invoke("evaluate", "--bundle", str(folder), "--data", str(data), "--out", str(tmp_path))
     metrics = load_bundle(str(folder)).manifest.metrics
-    figures = json.loads(out.read_text())
-    assert figures == {k: v for k, v in metrics.items() if k != "engine"}
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {k: figures[k] for k in metrics if k != "engine"} == {k: v for k, v in metrics.items() if k != "engine"}
+    assert f"accuracy {metrics['test']['accuracy']['value']:.3f}" in said
 
 
 def test_a_run_evaluates_as_its_bundle_does(run: Path, folder: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "figures.json"
-    result = CliRunner().invoke(app, ["evaluate", str(run), "--data", str(data), "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    assert (
-        json.loads(out.read_text())["test"]["confusion"]
-        == load_bundle(str(folder)).manifest.metrics["test"]["confusion"]
-    )
+    invoke("evaluate", str(run), "--data", str(data), "--out", str(tmp_path), "--no-baseline")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["test"]["confusion"] == load_bundle(str(folder)).manifest.metrics["test"]["confusion"]
 
 
-def test_evaluate_wants_one_thing() -> None:
-    assert CliRunner().invoke(app, ["evaluate"]).exit_code == 2
+def test_half_is_of_the_rounded_network_from_the_golden_outputs_on(
+    run: Path, folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """The tiny network has no weight worth storing in half: all are taken."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("training.half._LARGE", 1)
+        half = tmp_path / "half"
+        invoke("export", str(run), "--bundle", str(half), "--data", str(data), "--half")
+    one, other = load_bundle(str(folder)), load_bundle(str(half))
+    assert "float16" in other.manifest.architecture
+    assert "float16" not in one.manifest.architecture
+    assert other.manifest.data["export"] == "--half"
+    engine = CpuEngine(other)
+    engine.activate()  # against torch's outputs of the rounded network, which are not those of the other
+    engine.deactivate()
+    assert not np.array_equal(one.golden().output.probabilities, other.golden().output.probabilities)
+
+
+def test_one_snapshot_of_an_ensemble(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    spec = recipe.fit.model_copy(update={"epochs": 2, "cycles": 2, "schedule": "snapshot", "ema": 0.0})
+    run = fit(recipe.model_copy(update={"fit": spec}), data, tmp_path / "run")
+    for member, words in ((None, "ensemble of 2 snapshots, the mean of their softmax"), (2, "timm:test_efficientnet")):
+        options = ["--member", str(member)] if member else []
+        target = tmp_path / f"bundle-{member}".lower()
+        invoke("export", str(run), "--bundle", str(target), "--data", str(data), *options)
+        bundle = load_bundle(str(target))
+        assert bundle.manifest.architecture.startswith(words)
+        assert bundle.manifest.data["export"] == " ".join(options)
+        model = load_run(run, member=member)[1]
+        with torch.no_grad():
+            logits = model(torch.from_numpy(bundle.golden().batch))
+        temperature = bundle.manifest.calibration["temperature"]
+        np.testing.assert_allclose(
+            bundle.golden().output.probabilities, (logits / temperature).softmax(-1).numpy(), atol=1e-6
+        )
+
+
+def test_a_network_that_is_no_ensemble_has_no_members(run: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is no ensemble"):
+        export_run(run, data, tmp_path / "b", version="1", form=Form(member=1))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("mib", "half", "members", "advice"),
+    [
+        (100, False, 1, "with --half \\(about 50 MiB\\)$"),
+        (47, True, 1, None),
+        (90, True, 3, "with --member K \\(about 30 MiB\\)$"),
+        (270, False, 3, "with --half --member K \\(about 45 MiB\\)$"),
+        (150, False, 3, "with --member K \\(about 50 MiB\\) or --half --member K \\(about 25 MiB\\)$"),
+        (500, False, 1, "neither --half nor --member would be enough"),
+        (70, True, 1, "neither --half nor --member would be enough"),
+    ],
+)
+def test_a_bundle_too_large_says_what_helps(
+    tmp_path: Path, mib: int, half: bool, members: int, advice: str | None
+) -> None:
+    with (tmp_path / MODEL).open("wb") as f:
+        f.truncate(mib * 2**20)  # a hole: no room is taken
+    if advice is None:
+        check_size(tmp_path, half=half, members=members)
+        return
+    with pytest.raises(RecipeError, match=advice):
+        check_size(tmp_path, half=half, members=members)
+
+
+def test_too_large_a_bundle_replaces_nothing(run: Path, folder: Path, data: Path, tmp_path: Path) -> None:
+    before = (folder / MODEL).read_bytes()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("training.bundle._LARGEST", 1000)
+        with pytest.raises(RecipeError, match="are allowed"):
+            export_run(run, data, folder, version="2.0.0")
+    assert (folder / MODEL).read_bytes() == before
+
+
+def test_the_architecture_in_words() -> None:
+    for name, words in (
+        ("resnet50-snapshot", "torchvision:resnet50, average pooling, dropout, 128 ReLU, dropout, softmax of 3"),
+        ("vgg19-rnn", "torchvision:vgg19, LSTM of 512 units over the last map's places, dropout, 64 ReLU"),
+    ):
+        recipe = load_recipe(name)
+        with torch.device("meta"):
+            network = make_network(recipe, weights=False)
+        assert describe_architecture(recipe, network).startswith(words)
+
+
+def test_the_split_in_words() -> None:
+    assert describe_split(DataSpec()).startswith("80/10/10 by")
+    assert describe_split(DataSpec(test_tenths=2)).startswith("70/10/20 by")
+    folds = describe_split(DataSpec(test_tenths=2, folds=5, fold=4))
+    assert folds.startswith("20 % test")
+    assert "fold 4 of 5" in folds
 
 
 def test_figures_of_a_known_confusion() -> None:
@@ -110,20 +203,3 @@ def test_thresholds_stay_on_their_side() -> None:
         p = rng.random(40).astype(np.float32)
         present, absent = thresholds(p, rng.random(40) < 0.3)
         assert 0.05 <= absent <= 0.5 <= present <= 0.9
-
-
-def test_the_border_control_shows_no_lung() -> None:
-    x = np.random.default_rng(0).random((100, 80)).astype(np.float32)
-    y = frame_only(x)
-    assert len(np.unique(y[10:90, 8:72])) == 1
-    np.testing.assert_array_equal(y[:10], x[:10])
-    np.testing.assert_array_equal(y[:, 72:], x[:, 72:])
-
-
-def test_the_weighted_area_equals_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    score = np.asarray(rng.integers(0, 12, 80) / 12, np.float32)  # many ties
-    is_label = rng.random(80) < 0.4
-    weights = rng.integers(0, 4, (5, 80)).astype(np.float64)
-    want = [roc_auc_score(is_label, score, sample_weight=w) for w in weights]
-    np.testing.assert_allclose(weighted_auc(is_label, score, weights), np.array(want))

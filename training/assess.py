@@ -1,0 +1,126 @@
+"""All that a report says of a run or of a bundle: its figures, its snapshots', its curves, and the controls."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.bundle import load_bundle
+from engines.cpu import CpuEngine
+from training.bundle import calibrate
+from training.calibrate import softmax
+from training.checkpoint import CURVES, load_run, snapshot
+from training.controls import random_baseline, randomised_maps
+from training.datasets import Part, load_index, select, unseen
+from training.evaluate import Subject, evaluate, score, subject_of_bundle
+from training.fit import CACHE, predict_grey
+from training.metrics import report
+from training.models.network import Model
+from training.recipe import DataSpec, Recipe
+
+Figures = dict[str, Any]
+
+
+def assess_run(run: Path, data: Path, *, baseline: bool = True) -> Figures:
+    """Figures of a run, as JSON can hold them; `baseline` fits the classifier on random features too.
+
+    An ensemble is evaluated as one, with a row for each snapshot. Raises RecipeError.
+    """
+    recipe, model = load_run(run)
+    calibrated, curves, cache = calibrate(recipe, model, data), _curves(run), run.parent / CACHE
+    subject = subject_of_network(
+        recipe, model, temperature=calibrated.temperature, thresholds=calibrated.thresholds
+    )  # fmt: skip
+    return {
+        "about": _about_run(recipe, run, len(curves), calibrated.temperature),
+        "labels": recipe.label_names,
+        "composition": composition(data, recipe.data, recipe.label_names),
+        **evaluate(subject, data),
+        "members": _members(run, recipe, data),
+        "curves": curves,
+        "random_baseline": random_baseline(recipe, data, cache) if baseline else None,
+        "randomised_maps": randomised_maps(recipe, model, data, cache),
+    }
+
+
+def assess_bundle(name: str, data: Path) -> Figures:
+    """Figures of a bundle as it ships: the ONNX through the engine. Raises EngineError, RecipeError."""
+    bundle = load_bundle(name)
+    engine = CpuEngine(bundle)
+    engine.activate()
+    try:
+        subject = subject_of_bundle(bundle, engine)
+        return {
+            "about": {
+                "name": f"{bundle.name} {bundle.manifest.version}", "description": bundle.manifest.description,
+                "Network": bundle.manifest.architecture, "Engine": engine.name,
+                "Weights at the start": bundle.manifest.data.get("weights", "unknown"),
+            },
+            "labels": list(subject.labels),
+            "composition": composition(data, subject.data, subject.labels),
+            **evaluate(subject, data),
+        }  # fmt: skip
+    finally:
+        engine.deactivate()
+
+
+def subject_of_network(
+    recipe: Recipe, model: Model, *, temperature: float = 1.0, thresholds: tuple[tuple[float, float], ...] = ()
+) -> Subject:
+    return Subject(
+        predict=lambda images: softmax(predict_grey(model, recipe, images), temperature),
+        labels=tuple(recipe.label_names), data=recipe.data, temperature=temperature, thresholds=thresholds,
+    )  # fmt: skip
+
+
+def composition(data: Path, spec: DataSpec, labels: Sequence[str]) -> list[Figures]:
+    """Images of each label and source in each part: what a network could tell apart instead of disease."""
+    samples = load_index(data, spec)
+    shown = {part: select(samples, part, labels) for part in Part}
+    shown[Part.EXTERNAL] = unseen(shown[Part.EXTERNAL], samples)
+    count = Counter((s.label, s.source, part) for part, chosen in shown.items() for s in chosen)
+    pairs = sorted({(labels.index(label), source) for label, source, _ in count})
+    return [
+        {"label": labels[k], "source": source, "children": source in spec.children}
+        | {part.value: count[labels[k], source, part] for part in Part}
+        for k, source in pairs
+    ]
+
+
+def _about_run(recipe: Recipe, run: Path, epochs: int, temperature: float) -> Figures:
+    model, fit, shape = recipe.model, recipe.fit, recipe.input
+    return {
+        "name": run.name,
+        "description": recipe.description,
+        "Recipe": recipe.name,
+        "Network": f"{model.trunk}, {model.pooling} pooling, {model.hidden} ReLU, softmax",
+        "Weights at the start": model.weights + (" (the trunk stayed as it was)" if model.frozen else ""),
+        "Input": f"{shape.columns}x{shape.rows}x{shape.channels}",
+        "Epochs": "none: the weights as they were"
+        if not fit.epochs
+        else f"{epochs} of {fit.epochs}" + (f", in {fit.cycles} cycles: an ensemble" if fit.cycles > 1 else ""),
+        "Fit": f"{fit.optimiser}, rate {fit.learning_rate:g} ({fit.schedule}), batches of {fit.batch_size}",
+        "Temperature": f"{temperature:g}",
+    }
+
+
+def _members(run: Path, recipe: Recipe, data: Path) -> list[Figures]:
+    """The test part by each snapshot of an ensemble."""
+    if recipe.fit.cycles == 1:
+        return []
+    test = select(load_index(data, recipe.data), Part.TEST, recipe.label_names)
+    rows = []
+    for k in range(1, recipe.fit.cycles + 1):
+        if snapshot(run, k).is_file():
+            subject = subject_of_network(*load_run(run, member=k))
+            figures = report(score(subject, data, test), recipe.label_names)
+            rows.append({"member": k, "accuracy": figures["accuracy"], "macro": figures["macro"]})
+    return rows
+
+
+def _curves(run: Path) -> list[dict[str, float]]:
+    with (run / CURVES).open(newline="") as f:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]
