@@ -26,7 +26,10 @@ from training.reproduce import reproduce
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
-Data = Annotated[Path, typer.Option(envvar="CXRNODE_DATA", help="Folder that holds index.csv and images/.")]
+Data = Annotated[
+    Path,
+    typer.Option(envvar="CXRNODE_DATA", help="index.csv with images/, a folder a class, or DICOM with labels.csv."),
+]
 Run = Annotated[Path, typer.Argument(help="A run folder that `fit` made.")]
 Change = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: --set fit.epochs=3")]
 DeviceName = Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun --nproc-per-node N -m training ...")]

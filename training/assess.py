@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
 from training.bundle import calibrate
 from training.calibrate import softmax
-from training.checkpoint import CURVES, load_run, snapshot
+from training.checkpoint import load_run, read_curves, snapshot
 from training.controls import random_baseline, randomised_maps
 from training.datasets import Part, load_index, select, unseen
 from training.evaluate import Subject, evaluate, score, subject_of_bundle
@@ -30,7 +29,7 @@ def assess_run(run: Path, data: Path, *, baseline: bool = True) -> Figures:
     An ensemble is evaluated as one, with a row for each snapshot. Raises RecipeError.
     """
     recipe, model = load_run(run)
-    calibrated, curves, cache = calibrate(recipe, model, data), _curves(run), run.parent / CACHE
+    calibrated, curves, cache = calibrate(recipe, model, data), read_curves(run), run.parent / CACHE
     subject = subject_of_network(
         recipe, model, temperature=calibrated.temperature, thresholds=calibrated.thresholds
     )  # fmt: skip
@@ -119,8 +118,3 @@ def _members(run: Path, recipe: Recipe, data: Path) -> list[Figures]:
             figures = report(score(subject, data, test), recipe.label_names)
             rows.append({"member": k, "accuracy": figures["accuracy"], "macro": figures["macro"]})
     return rows
-
-
-def _curves(run: Path) -> list[dict[str, float]]:
-    with (run / CURVES).open(newline="") as f:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]

