@@ -18,7 +18,7 @@ from pydicom import Dataset
 
 from cxrnode.archive import Item, is_nested, open_item, read_item
 from cxrnode.dicom.header import image_result, instance_header
-from cxrnode.dicom.pixels import load_grey
+from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
 from cxrnode.errors import Rejected, ResultError
@@ -46,8 +46,6 @@ from engines.preprocess import prepare
 
 cv2.setNumThreads(1)  # one image a process; the processes fill the cores
 
-PREVIEW_LONG_SIDE = 1024
-_LEAST = 512  # pixels of the long side that reduced JPEG 2000 decoding must leave: a quarter of the time of 1024
 _MAGIC = 512
 
 
@@ -108,7 +106,7 @@ def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
 
 
 def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
-    grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE, least=_LEAST)
+    grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE, least=REDUCED_LEAST)
     return PreparedImage(
         pixels=prepare(grey.pixels, shape.rows, shape.columns),
         preview=np.rint(grey.pixels * 255).astype(np.uint8),

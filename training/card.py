@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import Manifest
+from training.pages import table
 
 _SOURCES = {
     "kaggle_kermany": "Kermany et al., children of 1 to 5 years, one hospital (Guangzhou). CC BY 4.0",
@@ -44,7 +45,7 @@ def _head(m: Manifest) -> str:
 The class is the label of the greatest probability. A label is present at or above `present at`, absent below
 `absent below`, undetermined between; both were chosen on the validation part.
 
-{_table(["label", "code", "present at", "absent below"], rows)}
+{table(["label", "code", "present at", "absent below"], rows)}
 
 Input: {shape.rows}x{shape.columns}, grey copied to {shape.channels} channels, squashed by area averaging (the aspect
 ratio is given up), each image normalised by its own mean and standard deviation (`engines/preprocess.py`, version
@@ -74,11 +75,11 @@ def _data(m: Manifest) -> str:
 Images of each part: {m.data.get("rule", "")} (seed {split.get("split_seed")}): a group joins a patient's images and
 near duplicates, and never stands on two sides. External sources were seen by no fit and chose nothing.
 
-{_table(["source and label", *parts], [(n, *(count[n, p] for p in parts)) for n in names])}
+{table(["source and label", *parts], [(n, *(count[n, p] for p in parts)) for n in names])}
 
 {_list(f"`{s}`: {_SOURCES.get(s, 'see the index')}." for s in sources)}
 
-{_table(["source", "terms stated in the index", "images"], [(s, t, n) for (s, t), n in sorted(licences.items())])}
+{table(["source", "terms stated in the index", "images"], [(s, t, n) for (s, t), n in sorted(licences.items())])}
 
 The bundle holds no image. Its golden inputs are phantoms made by formula."""
 
@@ -118,7 +119,7 @@ def _sources(m: Manifest) -> str:
 
 Test images of findings that are none of its labels; every answer is wrong, and it cannot say so.
 
-{_table(["finding", "images", *(f"said {x.name}" for x in m.labels)], rows)}"""
+{table(["finding", "images", *(f"said {x.name}" for x in m.labels)], rows)}"""
     return text
 
 
@@ -182,14 +183,14 @@ def _report(r: dict[str, Any], m: Manifest) -> str:
     confusion = [(f"**{n}**", *row) for n, row in zip(names, r["confusion"], strict=True) if sum(row)]
     return f"""{r["images"]} images, {r["groups"]} groups. Accuracy **{_figure(r["accuracy"])}**.
 
-{_table(["label", "images", *columns], rows)}
+{table(["label", "images", *columns], rows)}
 
-{_table(["label / class", *names], confusion)}"""
+{table(["label / class", *names], confusion)}"""
 
 
 def _source_table(rows: Sequence[dict[str, Any]], m: Manifest) -> str:
     body = [(r["source"], r["label"], r["images"], _figure(r["recall"]), *r["classes"].values()) for r in rows]
-    return _table(["source", "label", "images", "recall", *(f"said {x.name}" for x in m.labels)], body)
+    return table(["source", "label", "images", "recall", *(f"said {x.name}" for x in m.labels)], body)
 
 
 def _commonest(r: dict[str, Any]) -> str:
@@ -200,11 +201,6 @@ def _commonest(r: dict[str, Any]) -> str:
 def _figure(f: dict[str, float] | None) -> str:
     """Value (low - high)."""
     return "n/a" if f is None else f"{f['value']:.3f} ({f['low']:.3f} - {f['high']:.3f})"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def _list(items: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cxrnode.dicom.pixels import load_grey
+from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import read_instance
 from cxrnode.dicom.select import select
 from cxrnode.errors import Rejected
@@ -24,7 +24,6 @@ from training.recipe import Recipe, RecipeError
 from training.sources import read_picture
 from training.transforms import to_grey
 
-_LONG_SIDE, _LEAST = 1024, 512  # pixels: what cxrnode.workers asks of the decoder when it serves
 _COLOURS = "inferno"  # as the node's capture: perceptually even, and readable for colour-blind people
 _OPAQUE, _FAINT, _FULL = 0.6, 0.1, 0.6  # as the node's capture: most of the colour; where it starts, and is all there
 _SIDE = 2.6  # inches of a panel
@@ -74,7 +73,7 @@ def read_radiograph(path: Path) -> FloatArray:
         ds = read_instance(path)
         if rejection := select(ds):
             raise RecipeError(f"the node would not analyse {path}: {rejection.text} ({rejection.detail})")
-        return load_grey(ds, long_side=_LONG_SIDE, least=_LEAST).pixels
+        return load_grey(ds, long_side=PREVIEW_LONG_SIDE, least=REDUCED_LEAST).pixels
     except Rejected as e:
         raise RecipeError(f"cannot use {path}: {e}. Give a PNG or JPEG picture, or a DICOM radiograph") from e
     except OSError as e:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from cxrnode.dicom.pixels import load_grey
+from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import read_header, read_instance
 from cxrnode.dicom.select import select
 from cxrnode.dicom.uids import is_valid_uid
@@ -26,7 +26,6 @@ from training.rows import Folder, LeftOut, Row, counted, few, inside, read_table
 
 LABELS = "labels.csv"
 _KEYS = ("path", "sop_instance_uid", "study_instance_uid")  # the first that a row gives names its images
-_LONG_SIDE, _LEAST = 1024, 512  # pixels: what cxrnode.workers asks of the decoder when it serves
 Key = tuple[str, str]
 Line = dict[str, str]
 
@@ -79,7 +78,7 @@ def read_hospital(data: Path) -> Folder:
 def read_dicom(path: Path) -> FloatArray:
     """float32 [H, W] in 0..1, decoded and shown as serving does. Raises RecipeError that names the file."""
     try:
-        return load_grey(read_instance(path), long_side=_LONG_SIDE, least=_LEAST).pixels
+        return load_grey(read_instance(path), long_side=PREVIEW_LONG_SIDE, least=REDUCED_LEAST).pixels
     except Rejected as e:
         raise RecipeError(f"cannot use {path} ({e}): take it out of {LABELS}") from e
     except OSError as e:

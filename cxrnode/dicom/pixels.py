@@ -28,6 +28,10 @@ MEAN_ERROR = 0.002
 MAX_ERROR = 0.06
 REDUCED_MAX_ERROR = 0.1  # of JPEG 2000 at reduced resolution: at hard edges under a window a third of the range wide
 
+# What the node asks of `load_grey`, and training with it (one preprocessing, design rule 8), in pixels.
+PREVIEW_LONG_SIDE = 1024
+REDUCED_LEAST = 512  # long side that reduced JPEG 2000 decoding must leave: a quarter of the time of 1024
+
 _SATURATED = 0.98  # share of the pixels at the ends from which no radiograph is left
 _CONSTANT = 0.01  # standard deviation (of 0..1) below which there is no picture
 _RELATED = 0.5  # correlation of neighbouring pixels; radiographs have 0.9 and more

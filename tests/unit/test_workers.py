@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxrnode.dicom.pixels import MEAN_ERROR, REDUCED_MAX_ERROR, load_grey
-from cxrnode.workers import PREVIEW_LONG_SIDE, decode
+from cxrnode.dicom.pixels import MEAN_ERROR, PREVIEW_LONG_SIDE, REDUCED_MAX_ERROR, load_grey
+from cxrnode.workers import decode
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
 from engines.preprocess import prepare, to_batch
