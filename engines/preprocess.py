@@ -26,13 +26,17 @@ def prepare(grey: FloatArray, rows: int, columns: int) -> FloatArray:
     return np.asarray(np.clip(resized, 0, 1), np.float32)
 
 
-def to_batch(images: Sequence[FloatArray], channels: int = 3) -> FloatArray:
-    """Stack prepared images into float32 [N, C, H, W]: per-image Z-normalisation, grey copied to each channel.
+def normalise(images: Sequence[FloatArray]) -> FloatArray:
+    """Stack prepared images into float32 [N, H, W], each with mean 0 and standard deviation 1.
 
-    Source: Sakib et al. 2020 (paper 1), preprocessing: grey, merged into three channels, Z-normalisation.
+    Source: Sakib et al. 2020 (paper 1), preprocessing: Z-normalisation.
     """
     stack = np.stack(images).astype(np.float32, copy=False)
     mean = stack.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
     std = stack.std(axis=(1, 2), keepdims=True, dtype=np.float32)
-    normalised = (stack - mean) / np.maximum(std, np.float32(_FLAT))
-    return np.ascontiguousarray(np.repeat(normalised[:, None], channels, axis=1))
+    return np.asarray((stack - mean) / np.maximum(std, np.float32(_FLAT)))
+
+
+def to_batch(images: Sequence[FloatArray], channels: int = 3) -> FloatArray:
+    """Normalised images as float32 [N, C, H, W], grey copied to each channel (paper 1: merged into three channels)."""
+    return np.repeat(normalise(images)[:, None], channels, axis=1)

@@ -59,13 +59,13 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and figures.json; default: the run folder.")
     ] = None,
-    baseline: Annotated[
-        bool, typer.Option(help="Fit a linear classifier on the features of random weights too (minutes).")
-    ] = True,
+    baseline: Annotated[bool, typer.Option(help="Fit a linear classifier on random features too.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda, of a run; a bundle runs on the CPU.")] = _DEVICE,
 ) -> None:
     """Figures with 95 % intervals: test part, per source, adults, hospitals no fit saw, controls, calibration."""
     if run is not None and bundle is None:
-        figures = assess_run(run, data, baseline=baseline)
+        with open_device(device) as where:
+            figures = assess_run(run, data, baseline=baseline, device=where.torch_device)
     elif bundle is not None and run is None:
         figures = assess_bundle(bundle, data)
     else:
@@ -82,9 +82,12 @@ def explain_command(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or DICOM files.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, NAME-cam.png each.")],
     member: Member = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _DEVICE,
 ) -> None:
     """Draw radiograph, Grad-CAM and overlay of every class."""
-    for one in explain_run(run, images, out, member=member):
+    with open_device(device) as where:
+        explained = explain_run(run, images, out, member=member, device=where.torch_device)
+    for one in explained:
         said = ", ".join(f"{label} {p:.3f}" for label, p in zip(one.labels, one.probabilities, strict=True))
         typer.echo(f"{one.name}: {said}")
 

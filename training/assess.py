@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
 from training.bundle import calibrate
@@ -23,12 +25,13 @@ from training.recipe import DataSpec, Recipe
 Figures = dict[str, Any]
 
 
-def assess_run(run: Path, data: Path, *, baseline: bool = True) -> Figures:
+def assess_run(run: Path, data: Path, *, baseline: bool = True, device: torch.device | None = None) -> Figures:
     """Figures of a run, as JSON can hold them; `baseline` fits the classifier on random features too.
 
     An ensemble is evaluated as one, with a row for each snapshot. Raises RecipeError.
     """
     recipe, model = load_run(run)
+    model.to(device)
     calibrated, curves, cache = calibrate(recipe, model, data), read_curves(run), run.parent / CACHE
     subject = subject_of_network(
         recipe, model, temperature=calibrated.temperature, thresholds=calibrated.thresholds
@@ -37,8 +40,8 @@ def assess_run(run: Path, data: Path, *, baseline: bool = True) -> Figures:
         "about": _about_run(recipe, run, len(curves), calibrated.temperature),
         "labels": recipe.label_names,
         "composition": composition(data, recipe.data, recipe.label_names),
-        **evaluate(subject, data),
-        "members": _members(run, recipe, data),
+        **evaluate(subject, data, calibrated.scored),
+        "members": _members(run, recipe, data, device),
         "curves": curves,
         "random_baseline": random_baseline(recipe, data, cache) if baseline else None,
         "randomised_maps": randomised_maps(recipe, model, data, cache),
@@ -106,7 +109,7 @@ def _about_run(recipe: Recipe, run: Path, epochs: int, temperature: float) -> Fi
     }
 
 
-def _members(run: Path, recipe: Recipe, data: Path) -> list[Figures]:
+def _members(run: Path, recipe: Recipe, data: Path, device: torch.device | None) -> list[Figures]:
     """The test part by each snapshot of an ensemble."""
     if recipe.fit.cycles == 1:
         return []
@@ -114,7 +117,7 @@ def _members(run: Path, recipe: Recipe, data: Path) -> list[Figures]:
     rows = []
     for k in range(1, recipe.fit.cycles + 1):
         if snapshot(run, k).is_file():
-            subject = subject_of_network(*load_run(run, member=k))
+            subject = subject_of_network(recipe, load_run(run, member=k)[1].to(device))
             figures = report(score(subject, data, test), recipe.label_names)
             rows.append({"member": k, "accuracy": figures["accuracy"], "macro": figures["macro"]})
     return rows

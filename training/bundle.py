@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ from engines.preprocess import PREPROCESS_VERSION
 from training.calibrate import fit_temperature, negative_log_likelihood, softmax, thresholds
 from training.card import write_card
 from training.checkpoint import load_recipe_of, load_run
-from training.datasets import Part, count_rows, load_images, load_index, select, used
-from training.evaluate import evaluate, subject_of_bundle
+from training.datasets import Part, count_rows, load_images, load_index, used
+from training.evaluate import evaluate, some, subject_of_bundle
 from training.export import export_onnx, run_torch
 from training.feed import to_tensor
-from training.fit import predict
 from training.half import round_weights
+from training.metrics import Scored
 from training.models.network import Ensemble, Exported, Model
 from training.phantoms import golden_batch
 from training.recipe import DataSpec, Recipe, RecipeError
+from training.rows import Row
+from training.sources import read_folder
 from training.transforms import to_grey
 
 TOLERANCE = {"fp32": Tolerance(probabilities=1e-4, cam=1e-3, tie=1e-3)}
@@ -44,7 +47,7 @@ LICENSE = "Apache-2.0 (weights; the training images keep their own terms, see MO
 _MIB = 2**20
 _LARGEST = 60 * _MIB  # bytes: bundles live in the repository
 _FULL_COLOUR = 0.75  # quantile of the validation maps' maxima that an overlay shows in full colour
-_MAPS = 64  # maps at a time
+_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Calibrated:
 
     temperature: float
     thresholds: tuple[tuple[float, float], ...]  # per label: present_at, absent_below
+    scored: Scored  # the validation part, after the temperature
     note: dict[str, Any]
 
 
@@ -138,35 +142,36 @@ def check_size(folder: Path, *, half: bool, members: int) -> None:
 
 def calibrate(recipe: Recipe, model: Model, data: Path) -> Calibrated:
     """Temperature, thresholds and the map's reference value from the validation part."""
-    samples = select(load_index(data, recipe.data), Part.VALIDATION, recipe.label_names)
-    if not samples:
-        raise RecipeError(f"{data}/index.csv has no validation image with a label of {', '.join(recipe.label_names)}")
-    images = load_images(data, samples)
+    samples = some(data, load_index(data, recipe.data), Part.VALIDATION, recipe.label_names)
     truth = np.array([recipe.label_names.index(s.label) for s in samples], np.int64)
-    logits = predict(model, recipe, images)
+    logits, maxima = _logits_and_maxima(recipe, model, load_images(data, samples))
     temperature = fit_temperature(logits, truth)
     p = softmax(logits, temperature)
+    scored = Scored(truth=truth, probabilities=p, groups=np.array([s.group for s in samples], np.str_))
     note = {
         "method": "temperature scaling on the validation part, inside the graph",
         "temperature": temperature,
         "validation_images": len(samples),
-        "validation_accuracy": round(float((p.argmax(1) == truth).mean()), 4),
+        "validation_accuracy": round(float(scored.hit.mean()), 4),
         "nll_before": round(negative_log_likelihood(logits, truth), 4),
         "nll_after": round(negative_log_likelihood(logits, truth, temperature), 4),
-        "cam_reference": round(float(np.quantile(_map_maxima(recipe, model, images), _FULL_COLOUR)), 6),
+        "cam_reference": round(float(np.quantile(maxima, _FULL_COLOUR)), 6),
     }
     chosen = tuple(thresholds(p[:, k], truth == k) for k in range(len(recipe.labels)))
-    return Calibrated(temperature=temperature, thresholds=chosen, note=note)
+    return Calibrated(temperature=temperature, thresholds=chosen, scored=scored, note=note)
 
 
 @torch.no_grad()
-def _map_maxima(recipe: Recipe, model: Model, images: list[Any]) -> FloatArray:
-    """The largest value of each image's raw map, [N]."""
-    maxima = []
-    for i in range(0, len(images), _MAPS):
-        batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _MAPS]])
-        maxima.append(model.explain(batch)[1].amax((1, 2)).numpy())
-    return np.concatenate(maxima)
+def _logits_and_maxima(recipe: Recipe, model: Model, images: list[Any]) -> tuple[FloatArray, FloatArray]:
+    """[N, K], and the largest value of each image's raw map [N], in one pass."""
+    device = next(model.parameters()).device
+    logits, maxima = [], []
+    for i in range(0, len(images), _BATCH):
+        batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _BATCH]], device)
+        said, cam = model.explain(batch)
+        logits.append(said.cpu().numpy())
+        maxima.append(cam.amax((1, 2)).cpu().numpy())
+    return np.concatenate(logits), np.concatenate(maxima)
 
 
 def write_golden(recipe: Recipe, exported: Exported, path: Path) -> None:
@@ -182,19 +187,25 @@ def describe_data(recipe: Recipe, data: Path) -> dict[str, Any]:
     """The split and how many images of which source, label and licence each part holds."""
     samples = load_index(data, recipe.data)
     parts = {part.value: count_rows(data, used(samples, part, recipe)) for part in Part}
+    rule = describe_split(recipe.data, read_folder(data).rows)
     return {
-        "split": recipe.data.model_dump(mode="json"), "rule": describe_split(recipe.data), "parts": parts,
+        "split": recipe.data.model_dump(mode="json"), "rule": rule, "parts": parts,
         "weights": recipe.model.weights, "recipe": recipe.model_dump(mode="json"),
     }  # fmt: skip
 
 
-def describe_split(spec: DataSpec) -> str:
-    """In words."""
-    test, by = 10 * spec.test_tenths, "by sha256 of split_seed and group"
-    if spec.fold is None:
-        return f"{90 - test}/10/{test} {by}; whole external sources apart"
+def describe_split(spec: DataSpec, rows: Sequence[Row]) -> str:
+    """In words; `rows` are the data's, which may say a group's part themselves."""
+    test, by = 10 * spec.test_tenths, f"by sha256 of the split_seed {spec.split_seed} and the group"
+    drawn = f"{90 - test}/10/{test} {by}" if spec.fold is None else f"{test} % test, {by}"
+    inside = [row for row in rows if row.source not in spec.external]
+    told = {row.group for row in inside if row.part}
+    if told:
+        given = sum(row.group in told for row in inside)
+        few = f" for {given} of {len(inside)} images, the others {drawn}" if given < len(inside) else ""
+        drawn = f"{'' if spec.fold is None else 'test part '}as the data's column part says{few}"
     fold = f"of the rest, fold {spec.fold} of {spec.folds} (0 is the first; stratified, by group) validates"
-    return f"{test} % test, {by}; {fold}; whole external sources apart"
+    return "; ".join([drawn, *([] if spec.fold is None else [fold]), "whole external sources apart"])
 
 
 def describe_architecture(recipe: Recipe, model: Model, *, half: bool = False) -> str:

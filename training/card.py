@@ -69,11 +69,10 @@ def _data(m: Manifest) -> str:
             licences[r["source"], r["license"]] += r["images"]
     names = sorted({name for name, _ in count})
     sources = sorted({source for source, _ in licences})
-    split = m.data.get("split", {})
     return f"""## Data
 
-Images of each part: {m.data.get("rule", "")} (seed {split.get("split_seed")}): a group joins a patient's images and
-near duplicates, and never stands on two sides. External sources were seen by no fit and chose nothing.
+Images of each part: {m.data.get("rule", "")}: a group joins a patient's images and near
+duplicates, and never stands on two sides. External sources were seen by no fit and chose nothing.
 
 {table(["source and label", *parts], [(n, *(count[n, p] for p in parts)) for n in names])}
 

@@ -89,7 +89,9 @@ def restore(run: Path, state: State) -> None:
     load_weights(state.network, saved["network"], run)
     state.optimiser.load_state_dict(saved["optimiser"])
     state.schedule.load_state_dict(saved["schedule"])
-    state.average, state.epoch, state.curves = saved["average"], saved["epoch"], saved["curves"]
+    for name, value in state.average.items():  # which lies on the fit's device
+        value.copy_(saved["average"][name])
+    state.epoch, state.curves = saved["epoch"], saved["curves"]
 
 
 def snapshot(run: Path, cycle: int) -> Path:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn import functional as F  # noqa: N812
 
 from engines.base import FloatArray
 from training.cache import decoded
@@ -31,30 +31,35 @@ from training.transforms import to_grey
 
 _BATCH = 32
 _MAPS = 30  # test images whose maps are compared
-_SHRINK = 0.01  # of the linear classifier (1 / lambda): there are more features than a label has images
+_SEED, _FILTERS, _WIDTH = 0, 96, 7  # of the baseline: how many random filters, and how wide
+_SIDE, _GRID = 96, 4  # pixels of an image, and places that the answers are averaged to, along a side
+_SHRINK = (1e-3, 1e-2, 1e-1)  # of the linear classifier (1 / lambda): there are more features than a label has images
 
 
 def random_baseline(recipe: Recipe, data: Path, cache: Path) -> Row:
-    """`report` of a linear classifier on the pooled features of the recipe's trunk with random weights, test part.
+    """`report` of a linear classifier on the responses to random filters, test part; the same for every network.
 
-    What it reaches needs no sight of disease: brightness and coarse texture, which tell ages and sources apart, do.
-    `cache` is the folder of decoded images.
+    What it reaches needs no sight of disease: size, brightness and coarse texture, which tell ages and sources apart,
+    do. One layer of random filters, rectified and averaged over a grid, is hard to beat where images are few (Jarrett
+    et al. 2009); the last map of a deep trunk with random weights tells less. How much the classifier is shrunk is
+    chosen on the validation part. `cache` is the folder of decoded images.
     """
     samples = load_index(data, recipe.data)
-    learnt, test = used(samples, Part.TRAIN, recipe), select(samples, Part.TEST, recipe.label_names)
-    images = decoded(data, learnt, recipe.input, cache)
-    network = _random_network(recipe, images, recipe.fit.seed)
-    plain = [k for k, s in enumerate(learnt) if s.label in recipe.label_names]  # without the auxiliary findings
-    classifier = make_pipeline(
-        StandardScaler(), LogisticRegression(C=_SHRINK, max_iter=5000, class_weight="balanced")
+    chosen = {part: used(samples, part, recipe) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
+    plain = {part: [k for k, s in enumerate(of) if s.label in recipe.label_names] for part, of in chosen.items()}
+    x = {part: _responses(recipe, decoded(data, of, recipe.input, cache)[plain[part]]) for part, of in chosen.items()}
+    y = {part: _targets([of[k] for k in plain[part]], recipe) for part, of in chosen.items()}
+    classifiers = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=shrink, max_iter=5000, class_weight="balanced"))
+        for shrink in _SHRINK
+    ]
+    fitted = [classifier.fit(x[Part.TRAIN], y[Part.TRAIN]) for classifier in classifiers]
+    best = max(fitted, key=lambda classifier: float(classifier.score(x[Part.VALIDATION], y[Part.VALIDATION])))
+    scored = Scored(
+        truth=y[Part.TEST], probabilities=np.asarray(best.predict_proba(x[Part.TEST]), np.float32),
+        groups=np.array([s.group for s in chosen[Part.TEST]], np.str_),
     )  # fmt: skip
-    classifier.fit(_pooled(network, recipe, images[plain]), _targets([learnt[k] for k in plain], recipe))
-    features = _pooled(network, recipe, decoded(data, test, recipe.input, cache))
-    probabilities = np.asarray(classifier.predict_proba(features), np.float32)
-    groups = np.array([s.group for s in test], np.str_)
-    return report(
-        Scored(truth=_targets(test, recipe), probabilities=probabilities, groups=groups), recipe.label_names
-    )  # fmt: skip
+    return report(scored, recipe.label_names)
 
 
 def randomised_maps(recipe: Recipe, model: Model, data: Path, cache: Path) -> Row:
@@ -68,12 +73,12 @@ def randomised_maps(recipe: Recipe, model: Model, data: Path, cache: Path) -> Ro
     test = select(load_index(data, recipe.data), Part.TEST, recipe.label_names)
     chosen = _of_each_label(test, recipe)
     images = decoded(data, test, recipe.input, cache)[chosen]
-    batch = to_tensor(recipe, [to_grey(image) for image in images])
+    batch = to_tensor(recipe, [to_grey(image) for image in images], next(model.parameters()).device)
     with torch.no_grad():
         classes = torch.cat([model(one[None]) for one in batch]).argmax(1).tolist()
     fitted = _maps(model, batch, classes)
     stages = {"head": _with_new_head(model, recipe), "whole": _all_random(model, recipe, images)}
-    maps = {name: _maps(network, batch, classes) for name, network in stages.items()}
+    maps = {name: _maps(network.to(batch.device), batch, classes) for name, network in stages.items()}
     groups = np.array([test[k].group for k in chosen], np.str_)
     shown = [[test[k].label for k in chosen].index(label) for label in dict.fromkeys(test[k].label for k in chosen)]
     return {
@@ -96,13 +101,15 @@ def _random_network(recipe: Recipe, images: Images, seed: int) -> Network:
     return network.eval()
 
 
-@torch.no_grad()
-def _pooled(network: Network, recipe: Recipe, images: Images) -> FloatArray:
-    """[N, D]: the mean of each of the trunk's maps."""
+def _responses(recipe: Recipe, images: Images) -> FloatArray:
+    """[N, D]: how strongly each place of each image, as the network sees it, answers to each of the random filters."""
+    filters = torch.from_numpy(np.random.default_rng(_SEED).standard_normal((_FILTERS, 1, _WIDTH, _WIDTH), np.float32))
+    filters = filters - filters.mean((2, 3), keepdim=True)  # blind to plain brightness, as edges are
     parts = []
-    for i in tqdm(range(0, len(images), _BATCH), desc="baseline with random weights", disable=None):
-        batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _BATCH]])
-        parts.append(network.trunk(batch).mean((2, 3)).numpy())
+    for i in range(0, len(images), _BATCH):
+        batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _BATCH]])[:, :1]
+        answers = F.conv2d(F.adaptive_avg_pool2d(batch, _SIDE), filters, stride=2).abs()
+        parts.append(F.adaptive_avg_pool2d(answers, _GRID).flatten(1).numpy())
     return np.concatenate(parts)
 
 
@@ -118,7 +125,7 @@ def _of_each_label(samples: Sequence[Sample], recipe: Recipe) -> list[int]:
 
 
 def _with_new_head(model: Model, recipe: Recipe) -> Model:
-    changed = deepcopy(model)
+    changed = deepcopy(model).cpu()  # the same random weights on every device
     torch.manual_seed(recipe.fit.seed + 1)
     for module in changed.modules():
         if isinstance(module, Network):
@@ -137,7 +144,7 @@ def _all_random(model: Model, recipe: Recipe, images: Images) -> Model:
 def _maps(model: Model, batch: Tensor, classes: Sequence[int]) -> FloatArray:
     """[N, h, w]: the raw Grad-CAM of each image's class."""
     maps = [cam_of(model.eval(), one[None].clone(), k)[0] for one, k in zip(batch, classes, strict=True)]
-    return np.asarray(torch.stack(maps).numpy(), np.float32)
+    return np.asarray(torch.stack(maps).cpu().numpy(), np.float32)
 
 
 def _likeness(fitted: FloatArray, changed: FloatArray, groups: npt.NDArray[np.str_], recipe: Recipe) -> Row:

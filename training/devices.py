@@ -27,9 +27,8 @@ class Device:
         """Whether this process writes the run folder, and speaks."""
         return self.rank == 0
 
-    def place(self, module: nn.Module) -> nn.Module:
-        """Moved there; where several processes fit, their gradients are averaged."""
-        module.to(self.torch_device)
+    def shared(self, module: nn.Module) -> nn.Module:
+        """Where several processes fit the module, their gradients are averaged."""
         return nn.parallel.DistributedDataParallel(module) if self.world > 1 else module
 
     def mixed_precision(self) -> AbstractContextManager[object]:

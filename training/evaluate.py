@@ -55,18 +55,20 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
     )  # fmt: skip
 
 
-def evaluate(subject: Subject, data: Path) -> dict[str, Any]:
-    """Every figure of the model card, as JSON can hold it. Raises RecipeError where the data cannot be read."""
+def evaluate(subject: Subject, data: Path, held: Scored | None = None) -> dict[str, Any]:
+    """Every figure of the model card, as JSON can hold it. Raises RecipeError where the data cannot be read.
+
+    held: the validation part, where it is scored already.
+    """
     samples = load_index(data, subject.data)
-    test = select(samples, Part.TEST, subject.labels)
+    test = some(data, samples, Part.TEST, subject.labels)
     external = unseen(select(samples, Part.EXTERNAL, subject.labels), samples)
-    held = select(samples, Part.VALIDATION, subject.labels)
-    if not test:
-        raise RecipeError(f"{data}/index.csv has no test image with a label of {', '.join(subject.labels)}")
+    if held is None and (validation := select(samples, Part.VALIDATION, subject.labels)):
+        held = score(subject, data, validation)
     scored, border = score(subject, data, test), score(subject, data, test, change=frame_only)
     scored_external = score(subject, data, external) if external else None
     adult = np.array([s.source not in subject.data.children for s in test])
-    parts = {"test": scored} | ({"validation": score(subject, data, held)} if held else {})
+    parts = {"test": scored} | ({"validation": held} if held else {})
     result = {
         "test": _in_detail(scored, subject.labels),
         "test_adults": report(scored.take(adult), subject.labels) if adult.any() else None,
@@ -83,6 +85,17 @@ def evaluate(subject: Subject, data: Path) -> dict[str, Any]:
         result["external"] = _in_detail(scored_external, subject.labels)
         result["external_by_source"] = _by_source(external, scored_external, subject.labels)
     return result
+
+
+def some(data: Path, samples: Sequence[Sample], part: Part, labels: Sequence[str]) -> list[Sample]:
+    """`select`. Raises RecipeError where there is none."""
+    if not (chosen := select(samples, part, labels)):
+        found = ", ".join(sorted({s.label for s in samples if s.part is part})) or "nothing"
+        raise RecipeError(
+            f"the {part.value} part of {data} has no image labelled {', '.join(labels)} (but {found}): is it the data "
+            "that the model was fitted on?"
+        )
+    return chosen
 
 
 def score(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,12 +42,15 @@ class Explained:
     maps: FloatArray  # raw Grad-CAM [K, h, w], >= 0
 
 
-def explain_run(run: Path, images: Sequence[Path], out: Path, *, member: int | None = None) -> list[Explained]:
+def explain_run(
+    run: Path, images: Sequence[Path], out: Path, *, member: int | None = None, device: torch.device | None = None
+) -> list[Explained]:
     """Draw each of `images` into `out`, as NAME-cam.png; nothing is drawn where one cannot be read.
 
     member: one snapshot of an ensemble. Raises RecipeError that names the image.
     """
     recipe, model = load_run(run, member=member)
+    model.to(device)
     explained = [explain(recipe, model, read_radiograph(path), path.name) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, one in zip(_targets(images, out), explained, strict=True):
@@ -56,12 +60,12 @@ def explain_run(run: Path, images: Sequence[Path], out: Path, *, member: int | N
 
 def explain(recipe: Recipe, model: Model, picture: FloatArray, name: str) -> Explained:
     """Probabilities and the map of every class. Source of the map: see `training.gradcam`."""
-    batch = to_tensor(recipe, [picture])
+    batch = to_tensor(recipe, [picture], next(model.parameters()).device)
     maps = [cam_of(model, batch.clone(), k)[0] for k in range(len(recipe.labels))]
     return Explained(
         name=name, picture=picture, labels=tuple(recipe.label_names),
-        probabilities=np.asarray(model(batch).softmax(-1)[0].detach().numpy(), np.float32),
-        maps=np.stack([np.asarray(m.numpy(), np.float32) for m in maps]),
+        probabilities=np.asarray(model(batch).softmax(-1)[0].detach().cpu().numpy(), np.float32),
+        maps=np.stack([np.asarray(m.cpu().numpy(), np.float32) for m in maps]),
     )  # fmt: skip
 
 

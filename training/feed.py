@@ -5,6 +5,7 @@ Each step has a random generator of its own, so the pictures do not depend on wh
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor
 
 from engines.base import FloatArray
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import normalise, prepare
 from training.datasets import Sample, sampling_weights
 from training.recipe import Recipe
 from training.transforms import augment
 
 Images = npt.NDArray[np.uint8]  # [N, H, W]
-_AHEAD = 4
-_THREADS = 2
+_THREADS = min(len(os.sched_getaffinity(0)), 8)
+_AHEAD = 2 * _THREADS  # batches
 
 
 def epoch_order(recipe: Recipe, samples: Sequence[Sample], epoch: int) -> npt.NDArray[Any]:
@@ -39,12 +40,12 @@ def epoch_order(recipe: Recipe, samples: Sequence[Sample], epoch: int) -> npt.ND
 def feed(
     recipe: Recipe, images: Images, targets: npt.NDArray[Any], order: npt.NDArray[Any], seed: tuple[int, ...]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [N, C, H, W], labels [N]) of each step of `order`."""
+    """(normalised grey images [N, H, W], labels [N]) of each step of `order`; `spread` makes them the network's."""
 
     def make(step: int) -> tuple[Tensor, Tensor]:
         rng, chosen = np.random.default_rng([*seed, step]), order[step]
         pictures = [augment(images[i], recipe.augment, rng) for i in chosen]
-        return to_tensor(recipe, pictures), torch.from_numpy(targets[chosen])
+        return _grey(recipe, pictures), torch.from_numpy(targets[chosen])
 
     pool = ThreadPoolExecutor(_THREADS)
     waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
@@ -58,8 +59,16 @@ def feed(
         pool.shutdown(cancel_futures=True)
 
 
-def to_tensor(recipe: Recipe, pictures: Sequence[FloatArray]) -> Tensor:
+def to_tensor(recipe: Recipe, pictures: Sequence[FloatArray], device: torch.device | None = None) -> Tensor:
     """Grey pictures, float32 0..1, to images [N, C, H, W] by the preprocessing that serving uses."""
-    shape = recipe.input
-    prepared = [prepare(p, shape.rows, shape.columns) for p in pictures]
-    return torch.from_numpy(to_batch(prepared, shape.channels)).contiguous(memory_format=torch.channels_last)
+    return spread(recipe, _grey(recipe, pictures), device)
+
+
+def spread(recipe: Recipe, grey: Tensor, device: torch.device | None = None) -> Tensor:
+    """Grey copied to each channel, on the device: one channel travels there, not three."""
+    channels = grey.to(device or grey.device)[:, None].expand(-1, recipe.input.channels, -1, -1)
+    return channels.contiguous(memory_format=torch.channels_last)
+
+
+def _grey(recipe: Recipe, pictures: Sequence[FloatArray]) -> Tensor:
+    return torch.from_numpy(normalise([prepare(p, recipe.input.rows, recipe.input.columns) for p in pictures]))

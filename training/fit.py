@@ -7,7 +7,7 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.checkpoint import (
     RECIPE,
     SPLIT,
     State,
+    Weights,
     load_weights,
     mean_weights,
     network_of,
@@ -36,7 +37,7 @@ from training.checkpoint import (
 )
 from training.datasets import Part, Sample, left_out, load_index, used
 from training.devices import Device
-from training.feed import Images, epoch_order, feed, to_tensor
+from training.feed import Images, epoch_order, feed, spread, to_tensor
 from training.files import whole
 from training.frozen import Maps, maps_of, prepare_trunk
 from training.models.network import Model, Network, make_network
@@ -73,7 +74,7 @@ def fit(recipe: Recipe, data: Path, run: Path, device: Device | None = None) -> 
     check_run(run, recipe, samples)
     train, held = (_labelled(recipe, data, samples, part, run) for part in (Part.TRAIN, Part.VALIDATION))
     steps = len(epoch_order(recipe, train.samples, 0))
-    state = _begin(recipe, train, steps)
+    state = _begin(recipe, train, steps, device)
     checkpoint.restore(run, state)
     if device.first:
         checkpoint.require_room(run, state, recipe.fit)
@@ -84,7 +85,7 @@ def fit(recipe: Recipe, data: Path, run: Path, device: Device | None = None) -> 
             replace(part, maps=maps_of(state.network, recipe, part.images, run / f"maps-{name}.npy"))
             for name, part in (("train", train), ("held", held))
         )
-    fitted = device.place(state.network.head if recipe.model.frozen else state.network)
+    fitted = device.shared(state.network.head if recipe.model.frozen else state.network)
     with tqdm(
         total=recipe.fit.epochs * steps, initial=state.epoch * steps, unit="step", disable=not device.first,
         mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -172,11 +173,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     return text.getvalue().encode(errors="backslashreplace")
 
 
-def _begin(recipe: Recipe, train: Labelled, steps: int) -> State:
-    network = make_network(recipe).to(memory_format=torch.channels_last)
+def _begin(recipe: Recipe, train: Labelled, steps: int, device: Device) -> State:
+    """On the device from the start: the optimiser's moments and the averages lie where the weights do."""
+    network = make_network(recipe).to(device.torch_device).to(memory_format=torch.channels_last)
     if recipe.model.weights.startswith(RUN):
         runs = recipe.model.weights.removeprefix(RUN)
-        load_weights(network, mean_weights(runs.split(",")), runs)
+        load_weights(network, _of_labels(mean_weights(runs.split(",")), network), runs)
     if recipe.model.frozen:
         prepare_trunk(network, recipe, train.images)
     optimiser = _optimiser(network, recipe.fit)
@@ -184,6 +186,13 @@ def _begin(recipe: Recipe, train: Labelled, steps: int) -> State:
     return State(
         network=network, average=average, optimiser=optimiser, schedule=_schedule(optimiser, recipe.fit, steps)
     )  # fmt: skip
+
+
+def _of_labels(weights: Weights, network: Network) -> Weights:
+    """Without the auxiliary findings that an earlier run learnt beside the labels, and this one does not: they come
+    last."""
+    rows = network.head.b.out_features
+    return weights | {name: weights[name][:rows] for name in ("head.b.weight", "head.b.bias") if name in weights}
 
 
 def _optimiser(network: Network, spec: FitSpec) -> torch.optim.Optimizer:
@@ -222,11 +231,10 @@ def _one_epoch(
         state.network.trunk.eval()
     losses, hits, started = [], 0, time.monotonic()
     mine = order[:, device.rank :: device.world]
-    batches = _of_maps(train, mine) if recipe.model.frozen else feed(recipe, train.images, train.targets, mine, seed)
-    for step, (x, y) in enumerate(batches, start=1):
-        images, labels = x.to(device.torch_device), y.to(device.torch_device)
+    for step, (x, y) in enumerate(_batches(recipe, train, mine, seed, device.torch_device), start=1):
+        labels = y.to(device.torch_device)
         with device.mixed_precision():
-            loss, logits = _loss(fitted, images, labels, recipe.fit, rng)
+            loss, logits = _loss(fitted, x, labels, recipe.fit, rng)
             loss = loss + recipe.fit.l2 * state.network.head.penalty()
         if not torch.isfinite(loss):
             raise DivergedError(f"loss {loss.item()} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
@@ -242,10 +250,17 @@ def _one_epoch(
     return {"rate": rate, "loss": float(np.mean(losses)), "accuracy": hits / mine.size, "images_per_s": speed}
 
 
-def _of_maps(part: Labelled, order: npt.NDArray[Any]) -> Any:
-    assert part.maps is not None  # noqa: S101 (a frozen fit has them)
+def _batches(
+    recipe: Recipe, part: Labelled, order: npt.NDArray[Any], seed: tuple[int, ...], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what is fitted's input, on the device; labels) of each step: images, or the maps of a frozen trunk."""
+    if part.maps is None:
+        for grey, labels in feed(recipe, part.images, part.targets, order, seed):
+            yield spread(recipe, grey, device), labels
+        return
     for chosen in order:
-        yield torch.from_numpy(part.maps[chosen].astype(np.float32)), torch.from_numpy(part.targets[chosen])
+        maps = torch.from_numpy(part.maps[chosen].astype(np.float32))
+        yield maps.to(device), torch.from_numpy(part.targets[chosen])
 
 
 def _loss(fitted: nn.Module, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -264,7 +279,7 @@ def _average(state: State, decay: float, *, done: int) -> None:
     with torch.no_grad():
         for name, value in state.network.state_dict().items():
             if value.is_floating_point():
-                state.average[name].lerp_(value.to(state.average[name].device), 1 - decay)
+                state.average[name].lerp_(value, 1 - decay)
             else:
                 state.average[name].copy_(value)
 
@@ -313,5 +328,5 @@ def predict_grey(model: Model, recipe: Recipe, images: list[FloatArray]) -> npt.
     model.eval()
     device = next(model.parameters()).device
     batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
-    logits = [model(to_tensor(recipe, batch).to(device)).float().cpu().numpy() for batch in batches]
+    logits = [model(to_tensor(recipe, batch, device)).float().cpu().numpy() for batch in batches]
     return np.concatenate(logits) if logits else np.zeros((0, len(recipe.labels)), np.float32)

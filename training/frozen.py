@@ -5,14 +5,17 @@ What makes the networks of paper 2 possible without a GPU. Nothing is augmented:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from engines.preprocess import PREPROCESS_VERSION
 from training.feed import Images, to_tensor
 from training.files import whole
 from training.models.network import Network
@@ -37,20 +40,38 @@ def prepare_trunk(network: Network, recipe: Recipe, images: Images) -> None:
     network.trunk.train()
     with torch.no_grad():
         for i in range(0, len(chosen), _BATCH):
-            network.trunk(to_tensor(recipe, [to_grey(images[k]) for k in sorted(chosen[i : i + _BATCH])]))
+            network.trunk(_batch(network, recipe, images, sorted(chosen[i : i + _BATCH])))
     network.trunk.eval()
 
 
 @torch.no_grad()
 def maps_of(network: Network, recipe: Recipe, images: Images, path: Path) -> Maps:
-    """The trunk's maps of every image, mapped from `path`, which is made if it is not there."""
+    """The trunk's maps of every image, mapped from a file beside `path` that is made if it is not there.
+
+    A digest of the images and of the trunk's weights is in the file's name, so that other ones have other maps.
+    """
+    path = path.with_stem(f"{path.stem}-{_digest(network, recipe, images)}")
     if not path.is_file():
         network.trunk.eval()
         maps = []
         for i in tqdm(range(0, len(images), _BATCH), desc="maps of the trunk", mininterval=30):
-            batch = to_tensor(recipe, [to_grey(image) for image in images[i : i + _BATCH]])
-            maps.append(network.trunk(batch).half().numpy())
+            batch = _batch(network, recipe, images, range(i, min(i + _BATCH, len(images))))
+            maps.append(network.trunk(batch).half().cpu().numpy())
         with whole(path) as part, part.open("wb") as f:
             np.save(f, np.concatenate(maps))
     mapped: Maps = np.load(path, mmap_mode="r")
     return mapped
+
+
+def _digest(network: Network, recipe: Recipe, images: Images) -> str:
+    digest = sha256(f"{PREPROCESS_VERSION} {recipe.model.trunk} {recipe.input} {images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).reshape(-1).data)
+    for name, value in network.trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
+def _batch(network: Network, recipe: Recipe, images: Images, chosen: Iterable[int]) -> Tensor:
+    device = next(network.parameters()).device
+    return to_tensor(recipe, [to_grey(images[k]) for k in chosen], device)

@@ -34,9 +34,10 @@ def cam_of(model: Model, image: Tensor, k: int) -> Tensor:
 def _map(network: Network, image: Tensor, k: int) -> Tensor:
     maps: list[Tensor] = []
     hook = network.trunk.register_forward_hook(lambda _module, _arguments, output: maps.append(output))
-    try:
-        logits = network.head(network.trunk(image.requires_grad_()))  # a frozen trunk too needs a gradient to its map
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad(logits[0, k], maps)
+    with torch.backends.cudnn.flags(enabled=False):  # whose LSTM has no gradient outside training
+        try:
+            logits = network.head(network.trunk(image.requires_grad_()))  # a frozen trunk too needs one to its map
+        finally:
+            hook.remove()
+        (gradient,) = torch.autograd.grad(logits[0, k], maps)
     return F.relu((gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1)).detach()

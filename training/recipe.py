@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from engines.bundle import Code, InputShape
 
 RECIPES = Path(__file__).parent / "recipes"
+_WORDS = {
+    "missing": "is missing",
+    "tuple_type": "should be an array",
+    "dict_type": "should be a table",
+    "model_type": "should be a table",
+}
 
 
 class RecipeError(Exception):
@@ -116,7 +126,7 @@ class Recipe(_Frozen):
 def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     """A recipe of training/recipes by name, or any TOML file by path, with `changes` such as "fit.epochs=3".
 
-    Raises RecipeError that names the key.
+    Raises RecipeError that has a line for every fault.
     """
     path = Path(name_or_path)
     if not path.is_file():
@@ -129,8 +139,10 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
         for change in changes:
             _change(values, change)
         return Recipe.model_validate(values)
-    except (tomllib.TOMLDecodeError, ValidationError) as e:
+    except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"recipe {path} is not valid: {e}") from e
+    except ValidationError as e:
+        raise RecipeError("\n  ".join([f"recipe {path} is not valid:", *_faults(e.errors())])) from e
 
 
 def _change(values: dict[str, Any], change: str) -> None:
@@ -147,3 +159,36 @@ def _change(values: dict[str, Any], change: str) -> None:
         values[last] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         values[last] = value.strip()
+
+
+def _faults(errors: Sequence[ErrorDetails]) -> list[str]:
+    """One line each, but for those of a table or array that are only of what stands in it."""
+    inner = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
+    return [_fault(e) for e in errors if e["loc"] not in inner]
+
+
+def _fault(error: ErrorDetails) -> str:
+    """One line: the key as TOML has it, its value unless that is a table or an array, what is wrong with it."""
+    loc, value = error["loc"], error["input"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    shown = f" = {json.dumps(value, ensure_ascii=False)}" if isinstance(value, str | int | float) else ""
+    return f"{key}{shown}: {_what(error)}"
+
+
+def _what(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        close = get_close_matches(str(error["loc"][-1]), known, n=1)
+        return "unknown key; " + (f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return _WORDS.get(error["type"]) or re.sub("^(Input|Tuple) should", "should", error["msg"])
+
+
+def _known_keys(loc: Sequence[int | str]) -> list[str]:
+    """The keys of the recipe's table at `loc`."""
+    table: type[BaseModel] = Recipe
+    for key in (part for part in loc if isinstance(part, str)):
+        kind = table.model_fields[key].annotation
+        table = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(table.model_fields)

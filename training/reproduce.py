@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from training.assess import assess_run
 from training.checkpoint import CHECKPOINT, load_recipe_of, read_curves
@@ -43,7 +44,7 @@ def reproduce(name: str, data: Path, runs: Path, *, changes: Sequence[str] = (),
     page = runs / f"{name}.html"
     if device.first:  # of several processes, one evaluates
         for run in folders:
-            _evaluate(run, data)
+            _evaluate(run, data, device.torch_device)
         text = report(paper, read_rows(folders), data, command=_command(name, changes))
         page.with_suffix(".md").write_text(text, encoding="utf-8")
         page.write_text(html(paper.citation, text), encoding="utf-8")
@@ -166,11 +167,11 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _evaluate(run: Path, data: Path) -> None:
+def _evaluate(run: Path, data: Path, device: torch.device) -> None:
     """Unless it was, after its last epoch."""
     path = run / JSON
     if not path.is_file() or path.stat().st_mtime < (run / CHECKPOINT).stat().st_mtime:
-        write_report(assess_run(run, data, baseline=False), run)
+        write_report(assess_run(run, data, baseline=False, device=device), run)
 
 
 def _command(name: str, changes: Sequence[str]) -> str:

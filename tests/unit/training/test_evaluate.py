@@ -85,7 +85,7 @@ def test_calibration_shows_what_the_temperature_did(recipe: Recipe, data: Path) 
 
 def test_no_test_image_is_an_error(recipe: Recipe, data: Path) -> None:
     subject = subject_of(recipe, brightness)
-    with pytest.raises(RecipeError, match="no test image with a label of cat"):
+    with pytest.raises(RecipeError, match=r"test part of .*data\d* has no image labelled cat \(but covid, .*\): is it"):
         evaluate(Subject(predict=subject.predict, labels=("cat",), data=recipe.data), data)
 
 
@@ -129,6 +129,20 @@ def test_random_weights_tell_textures_apart(large: Recipe, striped: Path, tmp_pa
     assert one["images"] == len(select(load_index(striped, large.data), Part.TEST, LABELS))
     assert one["accuracy"]["value"] > 0.8
     assert random_baseline(large, striped, tmp_path) == one
+
+
+def test_random_weights_tell_sizes_apart(large: Recipe, tmp_path: Path) -> None:
+    """As of children and adults, the shortcut that the control is to show."""
+    (tmp_path / "images").mkdir()
+    rng, lines = np.random.default_rng(0), ["image,label,source,group,age"]
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    for i in range(90):
+        far = np.hypot(x - rng.uniform(44, 52), y - rng.uniform(44, 52))
+        picture = 128 + 60 * (far < (26, 32, 38)[i % 3]) + rng.normal(0, 40, x.shape)
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), picture.clip(0, 255).astype(np.uint8))
+        lines.append(f"{i}.png,{LABELS[i % 3]},here,g{i},")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    assert random_baseline(large, tmp_path, tmp_path / "cache")["accuracy"]["value"] > 0.9
 
 
 def test_only_the_head_or_all_of_it_is_random(large: Recipe) -> None:

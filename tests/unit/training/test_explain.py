@@ -46,6 +46,13 @@ def test_one_command_draws_pictures_and_radiographs_alike(run: Path, tmp_path: P
     assert picture.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", [["evaluate", "--data", "."], ["explain", "x.png", "--out", "."]])
+def test_a_device_that_is_not_there_is_named(run: Path, command: list[str]) -> None:
+    result = CliRunner().invoke(app, [command[0], str(run), *command[1:], "--device", "tpu"])
+    assert isinstance(result.exception, RecipeError)
+    assert str(result.exception) == "no device 'tpu': give cpu or cuda"
+
+
 def test_every_class_has_its_own_map(recipe: Recipe) -> None:
     recipe = recipe.model_copy(update={"input": SHAPE})  # a map of nine places
     model, picture = make_network(recipe).eval(), phantom(opacities=2)

@@ -20,6 +20,7 @@ from training.fit import fit
 from training.metrics import Scored, report
 from training.models.network import make_network
 from training.recipe import DataSpec, Recipe, RecipeError, load_recipe
+from training.rows import Row
 
 
 def invoke(*command: str) -> str:
@@ -155,12 +156,34 @@ def test_the_architecture_in_words() -> None:
         assert describe_architecture(recipe, network).startswith(words)
 
 
+def rows_of(*parts: str) -> list[Row]:
+    """A row a part, each of its own group."""
+    return [
+        Row(image=f"{k}", path=Path(f"{k}"), label="a", source="here", group=f"g{k}", part=part)
+        for k, part in enumerate(parts)
+    ]
+
+
 def test_the_split_in_words() -> None:
-    assert describe_split(DataSpec()).startswith("80/10/10 by")
-    assert describe_split(DataSpec(test_tenths=2)).startswith("70/10/20 by")
-    folds = describe_split(DataSpec(test_tenths=2, folds=5, fold=4))
+    assert describe_split(DataSpec(), rows_of("")).startswith("80/10/10 by sha256 of the split_seed 7 and")
+    assert describe_split(DataSpec(test_tenths=2), rows_of("")).startswith("70/10/20 by")
+    folds = describe_split(DataSpec(test_tenths=2, folds=5, fold=4), rows_of(""))
     assert folds.startswith("20 % test")
     assert "fold 4 of 5" in folds
+
+
+def test_a_split_that_the_data_give_is_told_as_such() -> None:
+    rows = rows_of("train", "validation", "test")
+    given = describe_split(DataSpec(), rows)
+    assert given.startswith("as the data's column part says; whole")
+    assert "sha256" not in given
+    assert describe_split(DataSpec(), rows_of("train", "", "test", "")).startswith(
+        "as the data's column part says for 2 of 4 images, the others 80/10/10 by sha256"
+    )
+    folds = describe_split(DataSpec(folds=5, fold=0), rows)
+    assert folds.startswith("test part as the data's column part says; of the rest, fold 0 of 5")
+    outside = DataSpec(external=("here",))  # what the column says of it does not count
+    assert describe_split(outside, rows).startswith("80/10/10 by")
 
 
 def test_figures_of_a_known_confusion() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,16 @@ def random_network(name: str, seed: int = 0) -> Network:
 
 
 @pytest.fixture(scope="module", params=["resnet50-snapshot", "vgg19-rnn", "ensemble"])
-def model(request: pytest.FixtureRequest) -> Model:
+def system(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(system: str) -> Model:
     """The ensemble has two members: it is as good a proof as three, and a third faster."""
-    if request.param == "ensemble":
+    if system == "ensemble":
         return Ensemble([random_network("resnet50-snapshot", seed) for seed in (1, 2)]).eval()
-    return random_network(request.param)
+    return random_network(system)
 
 
 def test_rounding_is_exact_twice_and_spares_what_float16_cannot_hold(recipe: Recipe) -> None:
@@ -77,18 +83,19 @@ def test_the_copy_computes_the_same_and_the_model_stays_as_it_is(
 
 
 @pytest.mark.slow
-def test_half_of_the_bytes_and_parity_with_torch(model: Model, tmp_path: Path) -> None:
+def test_half_of_the_bytes_and_parity_with_torch(
+    system: str, model: Model, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
     """export_onnx itself compares with torch, at 1e-5 and at batches of 1, 3 and 5, both times."""
-    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
-    export_onnx(model, SHAPE, 1.3, whole)
+    whole, half = exported(system), tmp_path / "half.onnx"
     round_weights(model)
-    exported = export_onnx(model, SHAPE, 1.3, half, half=True)
+    rounded = export_onnx(model, SHAPE, 1.3, half, half=True)
     assert 0.5 < half.stat().st_size / whole.stat().st_size < 0.55
     stored = onnx.load(half).graph.initializer
     assert not [x.name for x in stored if x.data_type == onnx.TensorProto.FLOAT and len(x.raw_data) >= 4 * _LARGE]
     assert operators(whole, tmp_path) == operators(half, tmp_path)  # the widening is done once, when it is loaded
     batch = np.random.default_rng(1).standard_normal((3, 3, SHAPE.rows, SHAPE.columns)).astype(np.float32)
-    want = run_torch(exported, batch)
+    want = run_torch(rounded, batch)
     compiled = openvino.compile_model(half, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     answer = compiled(batch)
     np.testing.assert_allclose(answer["probabilities"], want.probabilities, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,9 @@ def test_the_exported_graph_equals_torch_at_every_batch(recipe: Recipe, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cxr3-lite0", "densenet121-rnn", "inceptionv3-rnn", "inceptionresnetv2-rnn"])
-def test_every_system_exports(name: str, tmp_path: Path) -> None:
+def test_every_system_exports(name: str, exported: Callable[[str], Path]) -> None:
     """The others, and the ensemble, are exported in test_half.py, whole and half."""
-    path = tmp_path / "m.onnx"
-    export_onnx(random_model(name), SHAPE, 1.0, path)  # compares with torch at batches of 1, 3 and 5
+    path = exported(name)  # compared with torch at batches of 1, 3 and 5
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     probabilities, class_index, cam = session.run(None, {"images": images_of(2, seed=0).numpy()})
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
 from engines.bundle import load_bundle
+from training import datasets
 from training.__main__ import app
 from training.assess import assess_run
 from training.card import write_card
+from training.datasets import Part, Sample, load_index, select
 from training.fit import fit
 from training.recipe import Recipe, RecipeError
 from training.report import HTML, JSON, mixes, render, summary, write_report
@@ -137,3 +142,20 @@ def test_a_bundle_of_an_older_format_still_shows() -> None:
 def test_evaluate_wants_one_thing(data: Path) -> None:
     for arguments in ([], ["run", "--bundle", "cxr3-lite0"]):
         assert CliRunner().invoke(app, ["evaluate", *arguments, "--data", str(data)]).exit_code == 2
+
+
+def test_a_validation_image_is_read_and_predicted_once(
+    run: Path, data: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the calibration and for its figures."""
+    read, real = Counter[str](), datasets.read_image
+
+    def counted(data: Path, sample: Sample) -> npt.NDArray[np.uint8]:
+        read[sample.image] += 1
+        return real(data, sample)
+
+    monkeypatch.setattr(datasets, "read_image", counted)
+    assess_run(run, data, baseline=False)
+    held = select(load_index(data, recipe.data), Part.VALIDATION, recipe.label_names)
+    assert held
+    assert {read[sample.image] for sample in held} == {1}
