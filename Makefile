@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql
 
-.PHONY: demo test lint peers bench-batch bench-node bench-engines bench-train clean
+.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-engines bench-gpu bench-train clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
 
 test: lint peers
 	$(BIN)/python -m pytest
+
+# on a machine with an NVIDIA GPU: takes an hour, most of it soaks
+test-gpu: $(VENV)/pycuda
+	CXRNODE_SOAK_S=$${CXRNODE_SOAK_S:-1800} PYTHONPATH=$(VENV)/pycuda $(BIN)/python -m pytest -m gpu -s \
+	  tests/gpu tests/contract/test_engine.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -40,6 +45,9 @@ bench-node: $(VENV)/dev peers
 bench-engines: $(VENV)/dev
 	$(BIN)/python -m tests.bench.engines_cpu
 
+bench-gpu: $(VENV)/pycuda
+	PYTHONPATH=$(VENV)/pycuda $(BIN)/python -m tests.bench.gpu
+
 bench-train: $(VENV)/dev
 	$(BIN)/python -m tests.bench.train
 
@@ -50,6 +58,11 @@ $(VENV)/core: pyproject.toml
 
 $(VENV)/dev: $(VENV)/core
 	$(BIN)/python -m pip install -q -e '.[dev,train]'
+	touch $@
+
+# pycuda from source, with NVIDIA's headers from PyPI: no CUDA toolkit is wanted
+$(VENV)/pycuda: $(VENV)/dev
+	test -d $@ || $(BIN)/python -m tests.support.pycuda_build $@
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from engines.base import EngineError, EngineOutput, FloatArray
 from engines.bundle import Bundle
+from engines.check import check_input, inactive
 from engines.golden import check_golden, check_shapes
 
 INPUT, OUTPUTS = "images", ["probabilities", "class_index", "cam"]
@@ -46,8 +47,8 @@ class CpuEngine:
 
     def infer(self, batch: FloatArray) -> EngineOutput:
         if self._session is None:
-            raise EngineError("the engine is not active: call activate() first")
-        self._check_input(batch)
+            raise inactive()
+        check_input(self._bundle, batch)
         try:
             probabilities, class_index, cam = self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(batch)})
         except Exception as e:  # onnxruntime's exceptions share no base class
@@ -69,15 +70,6 @@ class CpuEngine:
         if session.get_providers() != _PROVIDERS:
             raise EngineError(f"onnxruntime chose {session.get_providers()}, wanted {_PROVIDERS}")
         return session
-
-    def _check_input(self, batch: FloatArray) -> None:
-        shape = self._bundle.manifest.input
-        want = (shape.channels, shape.rows, shape.columns)
-        if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != want or not len(batch):
-            raise EngineError(
-                f"bundle {self._bundle.name} takes float32 [N >= 1, {', '.join(map(str, want))}], "
-                f"got {batch.dtype} {list(batch.shape)}: make it with engines.preprocess"
-            )
 
 
 def _options(threads: int) -> ort.SessionOptions:

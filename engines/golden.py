@@ -5,7 +5,7 @@ Run by every engine's `activate()`: batches of one, of an odd size and of all go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,13 +18,16 @@ _SEED = 20200820  # any fixed number: the same permutations everywhere
 Infer = Callable[[FloatArray], EngineOutput]
 
 
-def check_golden(bundle: Bundle, infer: Infer, *, precision: str = "fp32") -> None:
-    """Run the bundle's golden inputs through `infer`. Raises EngineError with the numbers where one differs."""
+def check_golden(bundle: Bundle, infer: Infer, *, precision: str = "fp32", sizes: Sequence[int] = ()) -> None:
+    """Run the bundle's golden inputs through `infer`. Raises EngineError with the numbers where one differs.
+
+    sizes: more batches to run, of so many images each: the golden inputs, as often repeated as it takes.
+    """
     tolerance = bundle.manifest.tolerance.get(precision)
     if tolerance is None:
         raise EngineError(f"bundle {bundle.name} states no tolerance for {precision}: export it again")
     golden = bundle.golden()
-    for rows in _batches(len(golden.batch)):
+    for rows in _batches(len(golden.batch), sizes):
         _compare(infer(golden.batch[rows]), _take(golden, rows), tolerance, f"golden inputs {rows.tolist()}")
 
 
@@ -38,12 +41,11 @@ def check_shapes(output: EngineOutput, count: int, labels: int) -> EngineOutput:
     return output
 
 
-def _batches(count: int) -> Iterator[IntArray]:
+def _batches(count: int, sizes: Sequence[int]) -> Iterator[IntArray]:
     """Rows of the golden inputs: one, an odd number, all; never in their stored order if there are several."""
     order = np.random.default_rng(_SEED).permutation(count).astype(np.int64)
-    sizes = dict.fromkeys((1, min(_ODD, count), count))
-    for size in sizes:
-        yield order[:size]
+    for size in dict.fromkeys((1, min(_ODD, count), count, *sizes)):
+        yield np.resize(order, size)
     yield order[::-1].copy()
 
 

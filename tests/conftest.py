@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,25 @@ def database(where: Path | str) -> Iterator[Database]:
     opened = Database(where)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The ONNX of a system with random weights, by its recipe's name or "ensemble" (two members).
+
+    Exporting checks it against torch, and takes up to a minute: each is exported once a session.
+    """
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export(name: str) -> Path:
+        from tests.unit.training.test_network import SHAPE, random_network
+        from training.export import export_onnx
+        from training.models.network import Ensemble
+
+        members = [random_network("resnet50-snapshot", seed) for seed in (1, 2)] if name == "ensemble" else []
+        path = folder / f"{name}.onnx"
+        export_onnx(Ensemble(members).eval() if members else random_network(name), SHAPE, 1.3, path)
+        return path
+
+    return export

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 pytest.importorskip("onnx")
 
@@ -14,17 +16,39 @@ from engines.base import Engine, EngineError
 from engines.bundle import Bundle
 from engines.load import make_engine
 from tests.contract.tiny import tiny_batch, tiny_bundle
+from tests.support.real_gpu import NETWORKS, gpu_engine, missing_gpu
+from tests.support.simulated_gpu import simulated, simulated_engine, simulation
 
 Make = Callable[[Bundle], Engine]
 ENGINES: dict[str, Make] = {
     "cpu": lambda bundle: make_engine("cpu", bundle),
     "auto": lambda bundle: make_engine("auto", bundle),
 }
+# In the process that test_simulated_gpu.py starts, where the device works at once or as late as it may.
+SIMULATED: dict[str, Make] = {"tensorrt, eager streams": simulated_engine, "tensorrt, lazy streams": simulated_engine}
 
 
-@pytest.fixture(params=ENGINES)
-def make(request: pytest.FixtureRequest) -> Make:
-    return ENGINES[request.param]
+# On a machine with a GPU (tests/gpu says where there is none, and why).
+ON_GPU: dict[str, Make] = {f"gpu, {network}": partial(gpu_engine, network) for network in NETWORKS}
+
+
+def kinds() -> Iterator[str | ParameterSet]:
+    if simulated():
+        yield from SIMULATED
+        return
+    yield from ENGINES
+    if not missing_gpu():
+        yield from (pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)
+
+
+@pytest.fixture(params=kinds())
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    if simulated():
+        simulation().lazy("lazy" in request.param)
+        yield SIMULATED[request.param]
+        simulation().lazy(False)
+    else:
+        yield (ENGINES | ON_GPU)[request.param]
 
 
 @pytest.fixture

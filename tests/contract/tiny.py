@@ -38,7 +38,7 @@ def tiny_bundle(folder: Path, **kwargs: str) -> Bundle:
     return load_bundle(str(write_tiny(folder / "tiny", **kwargs)))
 
 
-_WEIGHT = np.array([[3, -2, 1], [-1, 4, 2], [2, 1, -3]], np.float32)
+WEIGHT = np.array([[3, -2, 1], [-1, 4, 2], [2, 1, -3]], np.float32)
 
 
 def _graph(output: str) -> onnx.ModelProto:
@@ -52,7 +52,7 @@ def _graph(output: str) -> onnx.ModelProto:
         helper.make_node("Gather", ["blocks", "first"], ["plane"], axis=1),
         helper.make_node("Relu", ["plane"], [output]),
     ]
-    constants = {"axes": np.array([2, 3]), "weight": _WEIGHT, "first": np.array(0)}
+    constants = {"axes": np.array([2, 3]), "weight": WEIGHT, "first": np.array(0)}
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes, "tiny", [value("images", TensorProto.FLOAT, ["batch", 3, 16, 16])],
@@ -66,7 +66,7 @@ def _graph(output: str) -> onnx.ModelProto:
 def _write_golden(folder: Path, spoil: str) -> None:
     """The reference outputs, computed by numpy."""
     batch = tiny_batch(6, seed=1)
-    logits = batch.mean((2, 3)) @ _WEIGHT
+    logits = batch.mean((2, 3)) @ WEIGHT
     e = np.exp(logits - logits.max(1, keepdims=True))
     outputs = {
         "probabilities": (e / e.sum(1, keepdims=True)).astype(np.float32),
