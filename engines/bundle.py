@@ -14,7 +14,7 @@ from engines.base import EngineError, EngineOutput, FloatArray
 from engines.preprocess import PREPROCESS_VERSION
 
 SHIPPED = Path(__file__).parent / "bundles"
-DEFAULT_BUNDLE = "cxr3-lite0"
+DEFAULT_BUNDLE = "cxr3-lite2"
 MODEL, MANIFEST, GOLDEN, CARD = "model.onnx", "bundle.json", "golden.npz", "MODEL_CARD.md"
 
 

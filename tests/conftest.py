@@ -49,12 +49,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
     def export(name: str) -> Path:
         from tests.unit.training.test_network import SHAPE, random_network
+        from training.calibrate import Calibration
         from training.export import export_onnx
         from training.models.network import Ensemble
 
         members = [random_network("resnet50-snapshot", seed) for seed in (1, 2)] if name == "ensemble" else []
         path = folder / f"{name}.onnx"
-        export_onnx(Ensemble(members).eval() if members else random_network(name), SHAPE, 1.3, path)
+        model = Ensemble(members).eval() if members else random_network(name)
+        export_onnx(model, SHAPE, Calibration(temperature=1.3, offsets=(0.2, 0.1, -0.3)), path)
         return path
 
     return export

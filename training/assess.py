@@ -12,7 +12,7 @@ import torch
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
 from training.bundle import calibrate
-from training.calibrate import softmax
+from training.calibrate import Calibration
 from training.checkpoint import load_run, read_curves, snapshot
 from training.controls import random_baseline, randomised_maps
 from training.datasets import Part, load_index, select, unseen
@@ -34,14 +34,14 @@ def assess_run(run: Path, data: Path, *, baseline: bool = True, device: torch.de
     model.to(device)
     calibrated, curves, cache = calibrate(recipe, model, data), read_curves(run), run.parent / CACHE
     subject = subject_of_network(
-        recipe, model, temperature=calibrated.temperature, thresholds=calibrated.thresholds
+        recipe, model, calibration=calibrated.calibration, thresholds=calibrated.thresholds
     )  # fmt: skip
     return {
-        "about": _about_run(recipe, run, len(curves), calibrated.temperature),
+        "about": _about_run(recipe, run, len(curves), calibrated.calibration),
         "labels": recipe.label_names,
         "composition": composition(data, recipe.data, recipe.label_names),
         **evaluate(subject, data, calibrated.scored),
-        "members": _members(run, recipe, data, device),
+        "members": _members(run, recipe, data, device, calibrated.calibration),
         "curves": curves,
         "random_baseline": random_baseline(recipe, data, cache) if baseline else None,
         "randomised_maps": randomised_maps(recipe, model, data, cache),
@@ -70,11 +70,11 @@ def assess_bundle(name: str, data: Path) -> Figures:
 
 
 def subject_of_network(
-    recipe: Recipe, model: Model, *, temperature: float = 1.0, thresholds: tuple[tuple[float, float], ...] = ()
+    recipe: Recipe, model: Model, *, calibration: Calibration, thresholds: tuple[tuple[float, float], ...] = ()
 ) -> Subject:
     return Subject(
-        predict=lambda images: softmax(predict_grey(model, recipe, images), temperature),
-        labels=tuple(recipe.label_names), data=recipe.data, temperature=temperature, thresholds=thresholds,
+        predict=lambda images: calibration.apply(predict_grey(model, recipe, images)),
+        labels=tuple(recipe.label_names), data=recipe.data, calibration=calibration, thresholds=thresholds,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def composition(data: Path, spec: DataSpec, labels: Sequence[str]) -> list[Figur
     ]
 
 
-def _about_run(recipe: Recipe, run: Path, epochs: int, temperature: float) -> Figures:
+def _about_run(recipe: Recipe, run: Path, epochs: int, calibration: Calibration) -> Figures:
     model, fit, shape = recipe.model, recipe.fit, recipe.input
     return {
         "name": run.name,
@@ -105,19 +105,22 @@ def _about_run(recipe: Recipe, run: Path, epochs: int, temperature: float) -> Fi
         if not fit.epochs
         else f"{epochs} of {fit.epochs}" + (f", in {fit.cycles} cycles: an ensemble" if fit.cycles > 1 else ""),
         "Fit": f"{fit.optimiser}, rate {fit.learning_rate:g} ({fit.schedule}), batches of {fit.batch_size}",
-        "Temperature": f"{temperature:g}",
+        "Calibration": f"temperature {calibration.temperature:g}, offsets "
+        + ", ".join(f"{n} {x:+.2f}" for n, x in zip(recipe.label_names, calibration.offsets, strict=True)),
     }
 
 
-def _members(run: Path, recipe: Recipe, data: Path, device: torch.device | None) -> list[Figures]:
-    """The test part by each snapshot of an ensemble."""
+def _members(
+    run: Path, recipe: Recipe, data: Path, device: torch.device | None, calibration: Calibration
+) -> list[Figures]:
+    """The test part by each snapshot of an ensemble, calibrated as the ensemble is."""
     if recipe.fit.cycles == 1:
         return []
     test = select(load_index(data, recipe.data), Part.TEST, recipe.label_names)
     rows = []
     for k in range(1, recipe.fit.cycles + 1):
         if snapshot(run, k).is_file():
-            subject = subject_of_network(recipe, load_run(run, member=k)[1].to(device))
+            subject = subject_of_network(recipe, load_run(run, member=k)[1].to(device), calibration=calibration)
             figures = report(score(subject, data, test), recipe.label_names)
             rows.append({"member": k, "accuracy": figures["accuracy"], "macro": figures["macro"]})
     return rows

@@ -1,9 +1,12 @@
-"""Temperature and thresholds, both chosen on the validation part alone; how far a confidence can be believed."""
+"""Calibration and thresholds, both chosen on the validation part alone; how far a confidence can be believed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
@@ -13,29 +16,63 @@ from training.metrics import Array, Row, Scored, draw, figure
 _PRECISION = 0.95  # "present" must be right this often
 _MISSED = 0.02  # "absent" may be said of this share of a label's images
 _PRESENT, _ABSENT = (0.5, 0.9), (0.05, 0.5)  # few validation images must not move a threshold to an extreme
+_TEMPERATURES, _OFFSET = (0.3, 5.0), 2.0
 _BINS = 10  # of the reliability diagram
 
 
-def softmax(logits: FloatArray, temperature: float = 1.0) -> FloatArray:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """softmax((logits + offsets) / temperature). Source: bias-corrected temperature scaling, Alexandari et al. 2020."""
+
+    temperature: float = 1.0
+    offsets: tuple[float, ...] = ()  # of each label, their sum 0; none: all 0
+
+    def apply(self, logits: FloatArray) -> FloatArray:
+        """Probabilities [N, K]."""
+        return softmax((logits + self._row(logits)) / np.float32(self.temperature))
+
+    def undo(self, probabilities: FloatArray) -> FloatArray:
+        """[N, K]: what the softmax said before."""
+        logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) * np.float32(self.temperature)
+        return softmax(logits - self._row(logits))
+
+    def _row(self, logits: FloatArray) -> FloatArray:
+        return np.array(self.offsets or [0.0] * logits.shape[1], np.float32)
+
+
+def softmax(logits: FloatArray) -> FloatArray:
     """[N, K] to [N, K]."""
-    z = logits / temperature
-    e = np.exp(z - z.max(1, keepdims=True))
+    e = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
 
-def negative_log_likelihood(logits: FloatArray, truth: IntArray, temperature: float = 1.0) -> float:
-    return float(log_loss(truth, softmax(logits, temperature), labels=range(logits.shape[1])))
+def balanced_loss(logits: FloatArray, truth: IntArray, calibration: Calibration | None = None) -> float:
+    """Negative log likelihood, in which each label weighs the same however many images it has."""
+    weights = 1 / np.bincount(truth, minlength=logits.shape[1]).clip(1)
+    p = (calibration or Calibration()).apply(logits)
+    return float(log_loss(truth, p, labels=range(logits.shape[1]), sample_weight=weights[truth]))
 
 
-def fit_temperature(logits: FloatArray, truth: IntArray) -> float:
-    """The temperature of the least validation loss (Guo et al. 2017), over a grid from 0.3 to 5."""
-    grid = np.geomspace(0.3, 5, 141)
-    return round(float(min(grid, key=lambda t: negative_log_likelihood(logits, truth, float(t)))), 4)
+def fit_calibration(logits: FloatArray, truth: IntArray) -> Calibration:
+    """The calibration of the least `balanced_loss`: the class is then the likeliest where no label is the rarer.
 
+    A network that saw few images of a label, all of which it came to know by heart, says that label too seldom of new
+    ones; the offsets mend it. The bounds keep a validation part of a few images from moving them to an extreme.
+    """
+    k = logits.shape[1]
 
-def uncalibrated(probabilities: FloatArray, temperature: float) -> FloatArray:
-    """[N, K]: what the softmax said before its logits were divided by `temperature`."""
-    return softmax(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), 1 / temperature)
+    def made(x: npt.NDArray[np.float64]) -> Calibration:
+        offsets = x[1:] - x[1:].mean()
+        return Calibration(temperature=round(float(np.exp(x[0])), 4), offsets=tuple(offsets.round(4).tolist()))
+
+    def loss(x: npt.NDArray[np.float64]) -> float:
+        z = (logits + (x[1:] - x[1:].mean())) / np.exp(x[0])
+        z = z - z.max(1, keepdims=True)
+        each = np.log(np.exp(z).sum(1)) - z[np.arange(len(truth)), truth]
+        return float(np.mean([each[truth == label].mean() for label in np.unique(truth)]))
+
+    bounds = [tuple(np.log(_TEMPERATURES)), *[(-_OFFSET, _OFFSET)] * k]
+    return made(minimize(loss, np.zeros(k + 1), method="L-BFGS-B", bounds=bounds).x)
 
 
 def reliability(scored: Scored) -> Row:

@@ -52,8 +52,9 @@ ratio is given up), each image normalised by its own mean and standard deviation
 {m.preprocess_version}). Output: probabilities, class, and the raw Grad-CAM of the predicted class (Selvaraju et al.
 2017) from the last feature map, in the same pass. A Grad-CAM says what moved the class, not where a disease is.
 
-Calibration: {c.get("method")}; temperature {c.get("temperature")}; validation loss {c.get("nll_before")} before,
-{c.get("nll_after")} after; validation accuracy {c.get("validation_accuracy")} ({c.get("validation_images")} images).
+Calibration: {c.get("method")}; temperature {c.get("temperature")}, offsets
+{", ".join(map(str, c.get("offsets", [])))}; that loss was {c.get("loss_before")} before, {c.get("loss_after")} after;
+validation accuracy {c.get("validation_accuracy")} ({c.get("validation_images")} images).
 It holds for images like those; of other hospitals' images it promises nothing."""
 
 

@@ -114,7 +114,8 @@ def part_of_group(group: str, seed: int, test_tenths: int = 1) -> Part:
 
 
 def _limited(samples: list[Sample], spec: DataSpec) -> list[Sample]:
-    """Without the images beyond the recipe's most of a label; external ones do not count."""
+    """Without a label's images of other sources than the recipe's, nor those beyond its most; external ones stay."""
+    samples = [s for s in samples if s.part is Part.EXTERNAL or s.source in spec.sources.get(s.label, (s.source,))]
     dropped: set[tuple[str, str]] = set()
     for label, limit in spec.most.items():
         size = Counter(s.group for s in samples if s.label == label and s.part is not Part.EXTERNAL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from engines.base import Engine, FloatArray
 from engines.bundle import Bundle
 from engines.preprocess import prepare, to_batch
-from training.calibrate import reliability, uncalibrated
+from training.calibrate import Calibration, reliability
 from training.datasets import Part, Sample, load_images, load_index, select, unseen
 from training.metrics import Scored, confusion_shares, hit_rate, report, roc, share
 from training.recipe import DataSpec, RecipeError
@@ -32,7 +32,7 @@ class Subject:
     predict: Predict
     labels: tuple[str, ...]
     data: DataSpec
-    temperature: float = 1.0  # that the logits were divided by
+    calibration: Calibration = field(default_factory=Calibration)  # that is in the probabilities
     thresholds: tuple[tuple[float, float], ...] = ()  # per label: present_at, absent_below
 
 
@@ -50,7 +50,7 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
     return Subject(
         predict=predict, labels=tuple(label.name for label in bundle.labels),
         data=DataSpec.model_validate(bundle.manifest.data["split"]),
-        temperature=float(bundle.manifest.calibration.get("temperature", 1.0)),
+        calibration=_calibration_of(bundle),
         thresholds=tuple((label.present_at, label.absent_below) for label in bundle.labels),
     )  # fmt: skip
 
@@ -77,8 +77,11 @@ def evaluate(subject: Subject, data: Path, held: Scored | None = None) -> dict[s
         "external": None,
         "external_by_source": [],
         "other_findings": _other_findings(subject, data, samples),
-        "calibration": {"temperature": subject.temperature}
-        | {name: _calibration(part, subject.temperature) for name, part in parts.items()},
+        "calibration": {
+            "temperature": subject.calibration.temperature,
+            "offsets": dict(zip(subject.labels, subject.calibration.offsets, strict=False)),
+        }
+        | {name: _calibration(part, subject.calibration) for name, part in parts.items()},
         "thresholds": _thresholds(subject, scored),
     }
     if scored_external:
@@ -155,9 +158,14 @@ def _said(probabilities: FloatArray, labels: Sequence[str]) -> dict[str, Any]:
     return {"images": len(probabilities), "classes": {label: found[k] for k, label in enumerate(labels)}}
 
 
-def _calibration(scored: Scored, temperature: float) -> dict[str, Any]:
-    """Reliability without the temperature, and with it."""
-    before = replace(scored, probabilities=uncalibrated(scored.probabilities, temperature))
+def _calibration_of(bundle: Bundle) -> Calibration:
+    said = bundle.manifest.calibration
+    return Calibration(temperature=float(said.get("temperature", 1.0)), offsets=tuple(said.get("offsets", ())))
+
+
+def _calibration(scored: Scored, calibration: Calibration) -> dict[str, Any]:
+    """Reliability without the calibration, and with it."""
+    before = replace(scored, probabilities=calibration.undo(scored.probabilities))
     return {"images": len(scored), "before": reliability(before), "after": reliability(scored)}
 
 

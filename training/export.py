@@ -1,4 +1,4 @@
-"""Network to ONNX: opset 18, dynamic batch, temperature, class and Grad-CAM in the graph; parity with torch."""
+"""Network to ONNX: opset 18, dynamic batch, calibration, class and Grad-CAM in the graph; parity with torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from engines.base import EngineOutput, FloatArray
 from engines.bundle import InputShape
 from engines.cpu import INPUT, OUTPUTS
 from engines.golden import cam_difference
+from training.calibrate import Calibration
 from training.half import stored_as_half
 from training.models.network import Exported, Model
 
@@ -28,13 +29,16 @@ class ExportError(Exception):
     """The exported graph does not compute what the network computes."""
 
 
-def export_onnx(model: Model, shape: InputShape, temperature: float, path: Path, *, half: bool = False) -> Exported:
+def export_onnx(
+    model: Model, shape: InputShape, calibration: Calibration, path: Path, *, half: bool = False
+) -> Exported:
     """Write `path` and check it against torch; returns what was exported. Raises ExportError.
 
     half: the large weights, which `training.half.round_weights` must have rounded, are stored as float16.
     """
-    exported = Exported(model.eval(), temperature).eval()
-    written = Exported(stored_as_half(model), temperature).eval() if half else exported
+    numbers = calibration.temperature, calibration.offsets
+    exported = Exported(model.eval(), *numbers).eval()
+    written = Exported(stored_as_half(model), *numbers).eval() if half else exported
     example = torch.zeros(2, shape.channels, shape.rows, shape.columns)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

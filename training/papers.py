@@ -37,7 +37,8 @@ PAPER_1 = Paper(
     recipes=("resnet50-snapshot",),
     changes=(
         "data.most={ covid = 219, viral = 1345, normal = 1341 }",
-        # its viral and normal images are children's; the adults of this source are in none of its classes
+        # its viral and normal images are these children's, all of them; no adult is in either class
+        'data.sources={ viral = ["kaggle_kermany"], normal = ["kaggle_kermany"] }',
         'data.external=["figure1", "actualmed", "nih_darkcovidnet"]',
     ),
     images={"covid": 219, "viral": 1345, "normal": 1341},

@@ -45,6 +45,7 @@ class DataSpec(_Frozen):
     children: tuple[str, ...] = ("kaggle_kermany",)  # sources of children: adults are evaluated apart
     merge: dict[str, tuple[str, ...]] = {}  # a label, and the data's labels that count as it
     most: dict[str, int] = {}  # a label, and how many of its images are used at most: whole groups, drawn by split_seed
+    sources: dict[str, tuple[str, ...]] = {}  # a label, and the only sources that its images are taken from
     split_seed: int = 7
     test_tenths: int = Field(default=1, ge=1, le=5)
     folds: int = Field(default=0, ge=0)  # 0: the tenth beside the test part validates; k: k-fold over all but the test

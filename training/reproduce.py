@@ -26,6 +26,7 @@ _WORDS = {
     "model.weights": "weights at the start", "model.frozen": "trunk stays as it is", "fit.epochs": "epochs planned",
     "fit.learning_rate": "learning rate", "fit.batch_size": "batch size", "input.rows": "input height",
     "input.columns": "input width", "data.most": "images of a class, at most",
+    "data.sources": "the only sources of a class",
     "data.external": "sources kept for the external test", "data.fold": "fold that validates",
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ from training.recipe import Recipe, load_recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="+", default=["resnet50-snapshot", "cxr3-lite0-base"])
+    parser.add_argument("--recipe", nargs="+", default=["resnet50-snapshot", "cxr3-lite2-base"])
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=3)
     a = parser.parse_args()

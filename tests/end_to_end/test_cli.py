@@ -38,8 +38,8 @@ def test_version_and_no_arguments() -> None:
 
 
 def test_models_list_show_verify() -> None:
-    assert "cxr3-lite0 (default)" in cxrnode("models", "list").stdout
-    card = cxrnode("models", "show", "cxr3-lite0").stdout
+    assert "cxr3-lite2 (default)" in cxrnode("models", "list").stdout
+    card = cxrnode("models", "show", "cxr3-lite2").stdout
     assert "esearch use" in card
     verified = cxrnode("models", "verify", "default")
     assert verified.returncode == 0
@@ -47,7 +47,7 @@ def test_models_list_show_verify() -> None:
 
 
 def test_a_bundle_that_was_changed_is_refused(tmp_path: Path) -> None:
-    folder = shutil.copytree(SHIPPED / "cxr3-lite0", tmp_path / "mine")
+    folder = shutil.copytree(SHIPPED / "cxr3-lite2", tmp_path / "mine")
     with (folder / "MODEL_CARD.md").open("a", encoding="utf-8") as f:
         f.write("no side effects")
     refused = cxrnode("models", "verify", str(folder))

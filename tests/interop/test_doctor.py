@@ -196,7 +196,7 @@ def test_a_peer_that_only_stores(storescp: int, pair: tuple[Node, Orthanc], tmp_
 
 def test_no_node_no_bundle_no_room(pair: tuple[Node, Orthanc], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, orthanc = pair
-    bundle = shutil.copytree(SHIPPED / "cxr3-lite0", tmp_path / "bundle")
+    bundle = shutil.copytree(SHIPPED / "cxr3-lite2", tmp_path / "bundle")
     (bundle / "MODEL_CARD.md").write_text("changed")
     monkeypatch.setenv("CXRNODE_ANALYSE__BUNDLE", str(bundle))
     stopped = Node(folder=tmp_path, destinations=[("pacs", AET, orthanc.dicom_port)], watermark_mb=10**9)

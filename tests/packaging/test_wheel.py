@@ -29,7 +29,7 @@ def test_top_level_names_are_exactly_the_node_and_the_engines(wheel: Path) -> No
 
 def test_the_wheel_carries_a_whole_bundle(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as z:
-        shipped = {Path(n).name for n in z.namelist() if n.startswith("engines/bundles/cxr3-lite0/")}
+        shipped = {Path(n).name for n in z.namelist() if n.startswith("engines/bundles/cxr3-lite2/")}
     assert {"model.onnx", "bundle.json", "golden.npz", "MODEL_CARD.md"} <= shipped
 
 

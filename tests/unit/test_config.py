@@ -136,9 +136,9 @@ FAULTS = [
     ("[send.tls]", "send.tls.ca: is missing", 'ca = "tls/ca.pem"'),
     ('[send.tls]\nca = "tls/ca.pem"\nkey = "tls/node.key"', "send.tls.key", "both or neither"),
     ('[send.tls]\nca = "tls/ca.pem"\ncertificate = "tls/node.pem"', "send.tls.key", "both or neither"),
-    ('[analyse]\nbundle = "nix"', 'analyse.bundle = "nix": no model bundle', "cxr3-lite0"),
+    ('[analyse]\nbundle = "nix"', 'analyse.bundle = "nix": no model bundle', "cxr3-lite2"),
     (f'[analyse]\nbundle = "{"x" * 300}"', "analyse.bundle", "File name too long"),
-    ('[analyse]\nengine = "gpu"', "analyse.engine = \"gpu\": should be 'auto' or 'cpu'", 'engine = "auto"'),
+    ('[analyse]\nengine = "gpu"', "analyse.engine = \"gpu\": should be 'auto', 'cpu' or 'tensorrt'", 'engine = "auto"'),
     ("[analyse]\nbatch_size = 0", "analyse.batch_size = 0", "batch_size = 16"),
     ("analyse = { stat = [{}] }", "analyse.stat[0]: should hold either", 'stat = [{ attribute = "Requested'),
     ('analyse = { stat = [{ attribute = "Modality" }] }', "analyse.stat[0]: should hold either", "calling_ae"),
@@ -214,7 +214,7 @@ def test_a_bundle_folder_starts_there_too(folder: Path) -> None:
     mine.mkdir(parents=True)
     (mine / "bundle.json").touch()
     assert load(folder, '[analyse]\nbundle = "models/mine"').analyse.bundle == str(mine)
-    assert load(folder, '[analyse]\nbundle = "cxr3-lite0"').analyse.bundle == "cxr3-lite0"
+    assert load(folder, '[analyse]\nbundle = "cxr3-lite2"').analyse.bundle == "cxr3-lite2"
 
 
 def test_it_is_frozen_and_travels_between_processes(folder: Path) -> None:

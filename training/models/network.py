@@ -42,10 +42,10 @@ class Network(nn.Module):
         cam = self._views(self.head.cam(features, chosen.repeat(2 if self.mirror else 1, 1)))
         return (cam[0] + cam[1].flip(-1)) / 2 if self.mirror else cam[0]
 
-    def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [N, K], raw Grad-CAM [N, h, w] of the predicted class) in one pass."""
+    def explain(self, images: Tensor, offsets: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """(logits [N, K] with `offsets` [K] added, raw Grad-CAM [N, h, w] of the class that they give) in one pass."""
         features = self.features(images)
-        logits = self.of_features(features)
+        logits = self.of_features(features) + offsets
         return logits, self.cam(features, _one_hot(logits))
 
     def _views(self, x: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return _log_mean([member(images) for member in self.members])
 
-    def explain(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [N, K], the mean of the members' raw Grad-CAMs [N, h, w] of the ensemble's class)."""
+    def explain(self, images: Tensor, offsets: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """(logits [N, K] with `offsets` added, the mean of the members' raw Grad-CAMs [N, h, w] of that class)."""
         networks = [m for m in self.members if isinstance(m, Network)]
         features = [m.features(images) for m in networks]
-        logits = _log_mean([m.of_features(f) for m, f in zip(networks, features, strict=True)])
+        logits = _log_mean([m.of_features(f) for m, f in zip(networks, features, strict=True)]) + offsets
         chosen = _one_hot(logits)
         maps = [m.cam(f, chosen) for m, f in zip(networks, features, strict=True)]
         return logits, torch.stack(maps).mean(0)
@@ -79,13 +79,15 @@ Model = Network | Ensemble
 class Exported(nn.Module):
     """What a bundle runs: images to (calibrated probabilities [N, K], class index [N], raw Grad-CAM [N, h, w])."""
 
-    def __init__(self, model: Model, temperature: float) -> None:
+    def __init__(self, model: Model, temperature: float = 1.0, offsets: Sequence[float] = ()) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.offsets: Tensor
+        self.register_buffer("offsets", torch.tensor(offsets or 0.0))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, cam = self.model.explain(images)
+        logits, cam = self.model.explain(images, self.offsets)
         return (logits / self.temperature).softmax(-1), logits.argmax(-1), cam
 
 

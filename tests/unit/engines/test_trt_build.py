@@ -58,7 +58,7 @@ def test_the_shipped_bundle_builds_and_is_read_again(shipped: Bundle, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["cxr3-lite0", "resnet50-snapshot", "ensemble", "vgg19-rnn", "densenet121-rnn", "inceptionv3-rnn",
+    ["cxr3-lite2", "resnet50-snapshot", "ensemble", "vgg19-rnn", "densenet121-rnn", "inceptionv3-rnn",
      "inceptionresnetv2-rnn"],
 )  # fmt: skip
 def test_every_system_builds_in_every_precision(

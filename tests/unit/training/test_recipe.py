@@ -89,7 +89,7 @@ def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
-    with pytest.raises(RecipeError, match=r"cxr3-lite0, cxr3-lite0-base, .*, resnet50-snapshot, vgg19-rnn"):
+    with pytest.raises(RecipeError, match=r"cxr3-lite2, cxr3-lite2-base, .*, resnet50-snapshot, vgg19-rnn"):
         load_recipe("nothing")
 
 

@@ -95,7 +95,7 @@ def test_the_page_can_be_made_again_from_the_file(run: Path, figures: dict[str, 
         assert f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" in page.words
     assert [row["member"] for row in figures["members"]] == [1, 2]
     assert [row["epoch"] for row in figures["curves"]] == [1, 2]
-    assert set(figures["calibration"]) == {"temperature", "validation", "test"}
+    assert set(figures["calibration"]) == {"temperature", "offsets", "validation", "test"}
 
 
 def test_the_same_run_gives_the_same_report(run: Path, data: Path, figures: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def test_mixes_names_the_share_of_children_and_the_commonest_source() -> None:
 
 def test_a_bundle_of_an_older_format_still_shows() -> None:
     """Shipped before there were macro figures, curves and calibration errors."""
-    manifest = load_bundle("cxr3-lite0").manifest
+    manifest = load_bundle("cxr3-lite2").manifest
     older = manifest.model_copy(
         update={"metrics": {k: manifest.metrics[k] for k in ("test", "test_adults", "by_source", "border_only")}}
     )
@@ -140,7 +140,7 @@ def test_a_bundle_of_an_older_format_still_shows() -> None:
 
 
 def test_evaluate_wants_one_thing(data: Path) -> None:
-    for arguments in ([], ["run", "--bundle", "cxr3-lite0"]):
+    for arguments in ([], ["run", "--bundle", "cxr3-lite2"]):
         assert CliRunner().invoke(app, ["evaluate", *arguments, "--data", str(data)]).exit_code == 2
 
 
