@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import time
@@ -43,6 +44,7 @@ _OURS = (
     "run.json",
     *(LEDGER_NAME + s for s in ("", "-wal", "-shm")),
 )
+_log = logging.getLogger(__name__)
 _ACTOR = "run-batch"
 _LIBRARIES = (
     "highdicom",
@@ -129,7 +131,9 @@ class BatchRun:
 
     def _stages(self, started_at: datetime) -> None:
         workers = self.options.workers
-        engine = make_engine(self.options.engine, self.bundle, threads=inference_threads(workers))
+        engine = make_engine(
+            self.options.engine, self.bundle, threads=inference_threads(workers), on_fallback=self._tell_fallback
+        )
         with inference(engine) as active, closing(Pool(workers, preload="cxrnode.workers")) as pool:
             with self._timed("scan"):
                 self._take_in(pool, active, started_at)  # while the engine comes up
@@ -143,6 +147,11 @@ class BatchRun:
         if self.options.send:
             with self._timed("send"):
                 self._send(self.options.send)
+
+    def _tell_fallback(self, reason: str) -> None:
+        _log.warning("the CPU does the GPU's work: %s", reason)
+        with self.database.begin() as c:
+            ledger.append(c, "engine_fallback", actor=_ACTOR, reason=reason, bundle=self.bundle.digest)
 
     def _take_in(self, pool: Pool, active: Inference, started_at: datetime) -> None:
         def on_scanned(n: int) -> None:

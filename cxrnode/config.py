@@ -255,7 +255,7 @@ class StatRule(_Table):
 
 class Analyse(_Table):
     bundle: Annotated[str, AfterValidator(_bundle)] = "default"
-    engine: Literal["auto", "cpu"] = "auto"
+    engine: Literal["auto", "cpu", "tensorrt"] = "auto"
     batch_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
     max_wait_ms: Annotated[Integer, Field(ge=0, le=60_000)] = 50
     stat: tuple[StatRule, ...] = ()

@@ -121,14 +121,18 @@ def _load(config: Config) -> Bundle | Check:
 
 
 def _golden(config: Config, bundle: Bundle) -> Check:
+    fallen: list[str] = []
     try:
-        engine = make_engine(config.analyse.engine, bundle)
+        engine = make_engine(config.analyse.engine, bundle, on_fallback=fallen.append)
         engine.activate()  # runs the golden check
     except EngineError as e:
         return failed("bundle", str(e), 'try analyse.engine = "cpu"; a bundle that fails there too is damaged')
     name = engine.name
     engine.deactivate()
-    return fine("bundle", f"{bundle.name} {bundle.manifest.version} passes its golden check with {name}")
+    passes = f"{bundle.name} {bundle.manifest.version} passes its golden check with {name}"
+    if fallen:
+        return warned("bundle", f"{passes}, not on the GPU: {fallen[0]}", "see cxrnode engine probe")
+    return fine("bundle", passes)
 
 
 # --- TLS and our own listener -----------------------------------------------------------------------------------------

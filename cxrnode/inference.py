@@ -13,6 +13,7 @@ import numpy as np
 
 from cxrnode.types import FloatArray, Prediction
 from engines.base import Engine, EngineError
+from engines.check import UnusableEngineError
 from engines.preprocess import to_batch
 
 _DECIMALS = 6  # of a probability: below what batch composition changes
@@ -72,9 +73,14 @@ def inference(engine: Engine) -> Iterator[Inference]:
 
 
 def infer_bisecting(engine: Engine, images: Sequence[FloatArray]) -> list[Said]:
-    """One answer an image, in order: a batch that fails is halved until the image at fault stands alone."""
+    """One answer an image, in order: a batch that fails is halved until the image at fault stands alone.
+
+    Raises UnusableEngineError where no image is at fault but the engine: its jobs are retried when it is up again.
+    """
     try:
         output = engine.infer(to_batch(images))
+    except UnusableEngineError:
+        raise
     except EngineError as e:
         if len(images) == 1:
             return [Said(error=str(e))]

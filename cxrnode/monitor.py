@@ -13,7 +13,7 @@ from cxrnode.config import Config
 from cxrnode.health import Measure
 from cxrnode.store.database import Database
 from cxrnode.store.overview import totals
-from cxrnode.store.queue import ENGINE, Queue
+from cxrnode.store.queue import ENGINE, FALLBACK, Queue
 from cxrnode.supervisor import Supervisor
 
 _CONNECT_S = 2.0
@@ -38,10 +38,12 @@ class Monitor:
     def measures(self) -> Iterator[Measure]:
         with self.database.begin(shared=True) as c:
             found = totals(c)
+            fallback = Queue("monitor").get_setting(c, FALLBACK)
         jobs = [({"state": k[1]}, float(n)) for k, n in found.items() if k[0] == "job"]
         yield Measure("cxrnode_images", "Images by state", "gauge", jobs)
         deliveries = [({"destination": k[1], "state": k[2]}, float(n)) for k, n in found.items() if k[0] == "delivery"]
         yield Measure("cxrnode_deliveries", "Results by destination and state", "gauge", deliveries)
+        yield Measure("cxrnode_engine_fallback", "The CPU does the GPU's work", "gauge", [({}, float(bool(fallback)))])
         deaths = [({"stage": stage}, float(n)) for stage, n in self.supervisor.deaths.items()]
         yield Measure("cxrnode_stage_deaths_total", "How often a stage ended by itself", "counter", deaths)
         quarantined = sum(1 for _ in (self.config.node.data_dir / "quarantine").glob("*.dcm"))

@@ -29,7 +29,7 @@ from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
-from cxrnode.store.queue import ENGINE, Queue
+from cxrnode.store.queue import ENGINE, FALLBACK, Queue
 from cxrnode.store.spool import locked, sweep_partial
 from cxrnode.store.studies import Studies
 from cxrnode.supervisor import Supervisor
@@ -168,8 +168,18 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
     analyse, workers = config.analyse, default_workers()
     bundle, queue = load_bundle(analyse.bundle), Queue("analyse")
     sweep_partial(config.node.data_dir / "dicom")
+
+    def tell_fallback(reason: str) -> None:
+        log.warning("the CPU does the GPU's work: %s", reason)
+        with database.begin() as c:
+            queue.set_setting(c, FALLBACK, reason)
+            ledger.append(c, "engine_fallback", actor="analyse", reason=reason, bundle=bundle.digest)
+
+    with database.begin() as c:
+        queue.set_setting(c, FALLBACK, None)
+    chosen = make_engine(analyse.engine, bundle, threads=inference_threads(workers), on_fallback=tell_fallback)
     with (
-        inference(make_engine(analyse.engine, bundle, threads=inference_threads(workers))) as active,
+        inference(chosen) as active,
         closing(Pool(workers, preload="cxrnode.workers")) as pool,
     ):
         engine = active.wait()

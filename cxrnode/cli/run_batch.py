@@ -38,6 +38,7 @@ class Format(StrEnum):
 class EngineKind(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
+    TENSORRT = "tensorrt"
 
 
 def parse_destination(text: str) -> Destination:

@@ -32,6 +32,7 @@ from cxrnode.types import (
 RECEIVED, CLAIMED, ANALYSED, REPORTED = (state.value for state in JobState)
 STAT, ROUTINE = 0, 1
 ENGINE = "engine"  # setting: what the analyse stage verified last
+FALLBACK = "engine_fallback"  # setting: why the CPU works in the GPU's place; None where it does not
 _SUSPECT = 3  # claims that ended without a finding (a killed process, a lost lease), after which it is analysed alone
 MAX_ATTEMPTS = _SUSPECT + 5  # only deaths with it alone in hand speak against an image, and one may be anybody's kill
 _ROUTINE_SHARE = 4  # one in so many of a claim is routine, however many STAT images wait

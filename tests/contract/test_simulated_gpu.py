@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.support.pycuda_build import BuildError
-from tests.support.simulated_gpu import run_simulated, simulated
+from tests.support.simulated_gpu import run_simulated, simulated, simulated_or_skip
 
-TESTS = ("tests/contract/test_engine.py", "tests/faults/test_gpu_faults.py")
+TESTS = ("tests/contract/test_engine.py", "tests/faults/test_gpu_faults.py", "tests/faults/test_gpu_choice.py")
 
 
 @pytest.mark.skipif(simulated(), reason="this is that process")
 def test_the_tensorrt_engine_on_a_simulated_gpu(tmp_path: Path) -> None:
     """Every test of the contract and of the faults, none of them skipped."""
-    try:
-        done = run_simulated(tmp_path / "simcuda", "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS)
-    except BuildError as e:
-        message = f"no simulated GPU: a C++ compiler, Python's headers and PyPI are wanted: {e}"
-        if os.environ.get("CXRNODE_REQUIRE"):
-            pytest.fail(message)
-        pytest.skip(message)
+    environment = simulated_or_skip(tmp_path / "simcuda")
+    done = run_simulated(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS)
     assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert " skipped" not in done.stdout, done.stdout[-5000:]

@@ -17,7 +17,8 @@ from engines.bundle import SHIPPED
 README = Path(__file__).parents[2] / "README.md"
 COMMANDS = (
     "run-batch", "serve", "doctor", "config check", "config example", "queue list", "queue show", "queue retry",
-    "queue bury", "models list", "models show", "models verify",
+    "queue bury", "models list", "models show", "models verify", "engine probe", "engine build", "engine verify",
+    "engine list", "engine bench",
 )  # fmt: skip
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from engines.bundle import Bundle
 from engines.trt_run import ExecutionContext, TensorRtEngine
 from tests.support.execution_context import OnnxContext, plan_of
-from tests.support.pycuda_build import build_simcuda, pycuda_path
+from tests.support.pycuda_build import BuildError, build_simcuda, pycuda_path
 
 _MARK = "CXRNODE_SIMCUDA"  # the folder of the library, in the environment of such a process
 ELSEWHERE = "runs on a simulated GPU, in the process that tests/contract/test_simulated_gpu.py starts"
@@ -34,14 +35,30 @@ def simulated() -> bool:
     return _MARK in os.environ
 
 
-def run_simulated(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run `python COMMAND` with a simulated GPU, built into `folder`. Raises BuildError."""
+def simulated_environment(folder: Path) -> dict[str, str]:
+    """What to add to the environment of a process with a simulated GPU, built into `folder`. Raises BuildError."""
     library = build_simcuda(folder)
     paths = [str(p) for p in (pycuda_path(), os.environ.get("PYTHONPATH")) if p]
-    found = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": os.pathsep.join(paths), _MARK: str(library)}
+    return {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": os.pathsep.join(paths), _MARK: str(library)}
+
+
+def simulated_or_skip(folder: Path) -> dict[str, str]:
+    """As simulated_environment; skips the test, or fails it where peers are required, if it cannot be built."""
+    try:
+        return simulated_environment(folder)
+    except BuildError as e:
+        message = f"no simulated GPU: a C++ compiler, Python's headers and PyPI are wanted: {e}"
+        if os.environ.get("CXRNODE_REQUIRE"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+def run_simulated(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Run `python COMMAND` in such an environment."""
     return subprocess.run(
-        [sys.executable, *command], env=os.environ | found, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, *command], env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
 
 
 class Simulation:

@@ -23,6 +23,7 @@ from cxrnode.store.studies import Studies
 from cxrnode.workers import Output
 from engines.base import EngineError, EngineOutput, FloatArray
 from engines.bundle import load_bundle
+from engines.check import UnusableEngineError
 from engines.cpu import CpuEngine
 from engines.preprocess import to_batch
 from tests.support.make_dicom import chest, phantom, write
@@ -74,6 +75,20 @@ def test_a_good_batch_is_one_call(engine: Picky) -> None:
     engine.poisoned, engine.calls = frozenset(), 0
     infer_bisecting(engine, [image(seed) for seed in range(5)])
     assert engine.calls == 1
+
+
+def test_an_engine_that_is_lost_is_nobodys_fault(engine: Picky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is marked as failed, and no smaller batch is tried."""
+    calls = []
+
+    def lost(batch: FloatArray) -> EngineOutput:
+        calls.append(len(batch))
+        raise UnusableEngineError("context lost")
+
+    monkeypatch.setattr(engine, "infer", lost)
+    with pytest.raises(UnusableEngineError):
+        infer_bisecting(engine, [image(seed) for seed in range(5)])
+    assert calls == [5]
 
 
 def test_what_is_not_finite_is_no_answer(engine: Picky) -> None:

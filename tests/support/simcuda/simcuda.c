@@ -6,12 +6,17 @@
  * Any call can be made to fail (sim_fail), once, or so that the context is lost: every later call but those that make a
  * context current fails then, until the last holder releases the primary context. A call that frees does its work even
  * when told to fail: the driver's documentation says of such calls that they "may also return error codes from previous,
- * asynchronous launches". */
+ * asynchronous launches".
+ *
+ * What a probe meets is set in the environment: SIMCUDA_DRIVER (13000), SIMCUDA_DEVICES (1), SIMCUDA_CAPABILITY (86),
+ * and SIMCUDA_INIT, what cuInit does: return that code, or crash (-1), or never return (-2). */
 #include "simcuda.h"
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { DEVICE, HOST, STREAM, EVENT, KINDS };
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201 };
@@ -94,17 +99,29 @@ long sim_live(int what)
 { return what < KINDS ? live[what] : what == 4 ? retained : what == 5 ? depth : what == 6 ? reclaimed : pageable; }
 
 /* ---- the driver and its devices ------------------------------------------------------------------------------- */
-int cuInit(unsigned flags) { ENTER; inited = 1; return 0; }
-int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+static int set(const char *name, int otherwise) { const char *s = getenv(name); return s ? atoi(s) : otherwise; }
+int cuInit(unsigned flags)
+{
+    ENTER;
+    int told = set("SIMCUDA_INIT", 0);
+    if (told == -1) raise(SIGSEGV);
+    while (told == -2) pause();
+    inited = !told;
+    return told;
+}
+int cuDriverGetVersion(int *v) { *v = set("SIMCUDA_DRIVER", 13000); return 0; }
 int cuGetErrorString(int e, const char **p)
 { static __thread char b[32]; snprintf(b, sizeof b, "simulated error %d", e); *p = b; return 0; }
-int cuDeviceGetCount(int *n) { ENTER; if (!inited) return NOT_INITIALIZED; *n = 1; return 0; }
+int cuDeviceGetCount(int *n) { ENTER; if (!inited) return NOT_INITIALIZED; *n = set("SIMCUDA_DEVICES", 1); return 0; }
 int cuDeviceGet(int *d, int i) { ENTER; if (!inited) return NOT_INITIALIZED; if (i) return INVALID_DEVICE; *d = 0; return 0; }
 int cuDeviceGetName(char *s, int n, int d) { ENTER; snprintf(s, n, "simulated device"); return 0; }
 int cuDeviceGetPCIBusId(char *s, int n, int d) { ENTER; snprintf(s, n, "0000:00:00.0"); return 0; }
 int cuDeviceTotalMem_v2(S *n, int d) { ENTER; *n = total; return 0; }
-int cuDeviceComputeCapability(int *a, int *b, int d) { ENTER; *a = 8; *b = 6; return 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { ENTER; *v = a == 75 ? 8 : a == 76 ? 6 : 1; return 0; }
+static int capability(void) { return set("SIMCUDA_CAPABILITY", 86); }
+int cuDeviceComputeCapability(int *a, int *b, int d)
+{ ENTER; *a = capability() / 10; *b = capability() % 10; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d)
+{ ENTER; *v = a == 75 ? capability() / 10 : a == 76 ? capability() % 10 : 1; return 0; }
 
 /* ---- contexts ------------------------------------------------------------------------------------------------- */
 static void destroy(void *at, int kind) { if (kind == STREAM) stream_free(at); else free(at); }

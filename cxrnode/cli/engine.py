@@ -1,0 +1,182 @@
+"""`cxrnode engine probe | build | verify | list | bench`: TensorRT on this machine's GPU."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from engines.base import Engine, EngineError, EngineOutput
+from engines.bundle import Bundle, load_bundle
+from engines.cpu import CpuEngine
+from engines.golden import cam_difference
+from engines.load import PlannedEngine, best_precision, engine_of, plans_folder
+from engines.plan import PLAN, Machine, Precision, Sidecar, list_sidecars, read_plan, read_sidecar
+from engines.probe import probe, usable_machine
+
+app = typer.Typer(help="TensorRT: what this machine's GPU needs, its engine files, its speed.", no_args_is_help=True)
+
+_BATCHES = (1, 8, 32)
+_BENCH_S = 1.0  # of each engine at each batch size
+_MIB = 1 << 20
+
+
+class PrecisionName(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+BundleName = Annotated[str, typer.Option("--bundle", metavar="NAME|PATH", help="Model bundle.")]
+PrecisionOption = Annotated[
+    PrecisionName | None,
+    typer.Option("--precision", show_default="the fastest that the bundle states a tolerance for", help="Precision."),
+]
+
+
+@app.command("probe")
+def show_probe() -> None:
+    """Check all that TensorRT needs here, and say how to mend what is missing.
+
+    Exit codes: 0 nothing is missing; 1 something is.
+    """
+    found = probe()
+    for check in found.checks:
+        typer.echo(f"{'ok' if check.ok else 'fail':<5}{check.what}: {check.found}")
+        if check.mend:
+            typer.echo(f"     -> {check.mend}")
+    if found.machine is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def build(
+    bundle: BundleName = "default",
+    precision: PrecisionOption = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For int8: films (DICOM, PNG, JPEG) such as you will analyse.")
+    ] = None,
+) -> None:
+    """Build the bundle's engine file for this machine's GPU; takes seconds to minutes. Then run verify.
+
+    Exit codes: 0 built; 2 not, with the reason.
+    """
+    loaded = load_bundle(bundle)
+    wanted = _precision(precision, loaded)
+    if wanted == "int8" and images is None:
+        raise EngineError("int8 is calibrated on films: give --images FOLDER, some hundred such as you will analyse")
+    machine = usable_machine()
+    typer.echo(f"building {loaded.name} {wanted} for {_spelt(machine)}")
+    from cxrnode.calibration import calibration_batches  # noqa: PLC0415 (slow to import)
+    from engines.trt_build import build_engine  # noqa: PLC0415
+
+    began = time.monotonic()
+    trt = importlib.import_module(machine.module)
+    films = calibration_batches(images, loaded.manifest.input) if wanted == "int8" and images else None
+    plan = build_engine(trt, loaded, machine, wanted, plans_folder(), images=films)
+    typer.echo(f"{plan.path}: {len(plan.data) / _MIB:.1f} MiB, batches of 1 to {plan.sidecar.largest}, "
+               f"in {time.monotonic() - began:.0f} s; now run: cxrnode engine verify")  # fmt: skip
+
+
+@app.command()
+def verify(bundle: BundleName = "default", precision: PrecisionOption = None) -> None:
+    """Run the golden inputs through the engine file that was built here, and say how far off its answers are.
+
+    Exit codes: 0 within tolerance; 2 not, or there is no engine file that fits.
+    """
+    loaded = load_bundle(bundle)
+    wanted, machine = _precision(precision, loaded), usable_machine()
+    engine = engine_of(read_plan(plans_folder(), loaded, machine, wanted), loaded, machine)
+    engine.activate()  # runs the golden check; raises with the numbers where it fails
+    golden = loaded.golden()
+    typer.echo(f"golden inputs through {engine.name} on {_spelt(machine)}: ok")
+    typer.echo(_differences(engine.infer(golden.batch), golden.output))
+    typer.echo(f"tolerance: {loaded.manifest.tolerance[wanted]}")
+    engine.deactivate()
+
+
+@app.command("list")
+def list_plans(bundle: BundleName = "default") -> None:
+    """List the engine files of every bundle, and whether they fit this machine and the one given."""
+    loaded, found, folder = load_bundle(bundle), probe(), plans_folder()
+    sidecars = list_sidecars(folder)
+    for path in sidecars:
+        name, why = path.with_suffix(PLAN).name, ""
+        try:
+            s = read_sidecar(path)
+            typer.echo(f"{name}: built {s.built_at:%Y-%m-%d %H:%M} for {s.gpu} ({s.compute_capability}, driver "
+                       f"{s.driver}, {s.module} {s.version}), batches of 1 to {s.largest}")  # fmt: skip
+            why = _misfit(folder, s, loaded, found.machine)
+        except EngineError as e:
+            why = str(e)
+        typer.echo(f"     -> {why}" if why else "     fits")
+    typer.echo(f"{len(sidecars)} engine files in {folder}")
+    typer.echo(f"this machine: {_spelt(found.machine) if found.machine else found.missing}")
+
+
+@app.command()
+def bench(bundle: BundleName = "default") -> None:
+    """Print images/s of the CPU engine and, where it can be had, of TensorRT, which is built if it has not been.
+
+    Exit codes: 0 both were measured; 1 the CPU's alone.
+    """
+    loaded = load_bundle(bundle)
+    engines: tuple[Engine, ...] = (CpuEngine(loaded), PlannedEngine(loaded))
+    for engine in engines:
+        try:
+            engine.activate()
+        except EngineError as e:
+            sys.stderr.write(f"not measured: {e}\n")
+            raise typer.Exit(1) from None
+        rates = (f"{_images_per_s(engine, loaded, n):.0f} at {n}" for n in _BATCHES)
+        typer.echo(f"{engine.name}: {', '.join(rates)} (images/s at a batch of so many)")
+        engine.deactivate()
+
+
+def _precision(given: PrecisionName | None, bundle: Bundle) -> Precision:
+    """Raises EngineError where nothing says how far off an engine of that precision may be: it could not be used."""
+    if given is None:
+        return best_precision(bundle, plans_folder())
+    if given.value not in bundle.manifest.tolerance:
+        stated = ", ".join(bundle.manifest.tolerance)
+        raise EngineError(f"bundle {bundle.name} states no tolerance for {given}, only for {stated}: choose one of "
+                          "these, or export the bundle again")  # fmt: skip
+    return given.value
+
+
+def _spelt(machine: Machine) -> str:
+    return (f"{machine.gpu} (compute capability {machine.compute_capability}, driver {machine.driver}, "
+            f"{machine.module} {machine.version})")  # fmt: skip
+
+
+def _differences(got: EngineOutput, want: EngineOutput) -> str:
+    off = float(np.abs(got.probabilities - want.probabilities).max())
+    other = int((got.class_index != want.class_index).sum())
+    return (f"probabilities are off by {off:.2g} at most, Grad-CAM by {cam_difference(got.cam, want.cam):.2g} of its "
+            f"maximum, {other} of {len(want)} classes differ")  # fmt: skip
+
+
+def _misfit(folder: Path, sidecar: Sidecar, bundle: Bundle, machine: Machine | None) -> str:
+    """Why that plan is of no use; "" where it is. Raises EngineError with the reason where it does not fit."""
+    if (sidecar.bundle, sidecar.bundle_digest) != (bundle.name, bundle.digest):
+        return f"it is of another bundle than {bundle.name} {bundle.digest[:12]}"
+    if machine is None:
+        return "this machine cannot run it"
+    read_plan(folder, bundle, machine, sidecar.precision)
+    return ""
+
+
+def _images_per_s(engine: Engine, bundle: Bundle, count: int) -> float:
+    batch = np.resize(bundle.golden().batch, (count, *bundle.golden().batch.shape[1:]))
+    engine.infer(batch)
+    done, began = 0, time.monotonic()
+    while (took := time.monotonic() - began) < _BENCH_S:
+        engine.infer(batch)
+        done += count
+    return done / took
