@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -74,7 +74,11 @@ def build_pycuda(folder: Path) -> None:
             raise BuildError(f"{HEADERS[0]} holds no cuda.h")
         library = build_simcuda(work / "lib")
         _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", str(work), f"pycuda=={VERSION}")
-        shutil.unpack_archive(work / f"pycuda-{VERSION}.tar.gz", work, filter="data")
+        with tarfile.open(work / f"pycuda-{VERSION}.tar.gz") as sdist:
+            if hasattr(tarfile, "data_filter"):
+                sdist.extractall(work, filter="data")
+            else:  # Python 3.11 before 3.11.4
+                sdist.extractall(work)
         source = work / f"pycuda-{VERSION}"
         siteconf = _SITECONF.format(headers=headers[0], library=str(library), parallel=_PARALLEL)
         (source / "siteconf.py").write_text(siteconf)
