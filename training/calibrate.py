@@ -59,20 +59,22 @@ def fit_calibration(logits: FloatArray, truth: IntArray) -> Calibration:
     A network that saw few images of a label, all of which it came to know by heart, says that label too seldom of new
     ones; the offsets mend it. The bounds keep a validation part of a few images from moving them to an extreme.
     """
-    k = logits.shape[1]
 
-    def made(x: npt.NDArray[np.float64]) -> Calibration:
-        offsets = x[1:] - x[1:].mean()
-        return Calibration(temperature=round(float(np.exp(x[0])), 4), offsets=tuple(offsets.round(4).tolist()))
+    def numbers(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        return float(np.exp(x[0])), x[1:] - x[1:].mean()
 
     def loss(x: npt.NDArray[np.float64]) -> float:
-        z = (logits + (x[1:] - x[1:].mean())) / np.exp(x[0])
+        """`balanced_loss` in float64: the minimiser takes differences that float32 does not show."""
+        temperature, offsets = numbers(x)
+        z = (logits + offsets) / temperature
         z = z - z.max(1, keepdims=True)
         each = np.log(np.exp(z).sum(1)) - z[np.arange(len(truth)), truth]
         return float(np.mean([each[truth == label].mean() for label in np.unique(truth)]))
 
+    k = logits.shape[1]
     bounds = [tuple(np.log(_TEMPERATURES)), *[(-_OFFSET, _OFFSET)] * k]
-    return made(minimize(loss, np.zeros(k + 1), method="L-BFGS-B", bounds=bounds).x)
+    temperature, offsets = numbers(minimize(loss, np.zeros(k + 1), method="L-BFGS-B", bounds=bounds).x)
+    return Calibration(temperature=round(temperature, 4), offsets=tuple(offsets.round(4).tolist()))
 
 
 def reliability(scored: Scored) -> Row:
