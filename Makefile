@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus
 
-.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-engines bench-gpu bench-train clean
+.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
 
+# three processes: the tests wait for other processes half of the time
 test: lint peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 # on a machine with an NVIDIA GPU: takes an hour, most of it soaks
 test-gpu: $(VENV)/pycuda
@@ -42,11 +43,18 @@ bench-node: $(VENV)/dev peers
 	$(BIN)/python -m tests.bench.receive
 	$(BIN)/python -m tests.bench.node
 
+# a million records of the ledger, in a temporary folder (1 GB)
+bench-audit: $(VENV)/dev
+	$(BIN)/python -m tests.bench.audit
+
 bench-engines: $(VENV)/dev
 	$(BIN)/python -m tests.bench.engines_cpu
 
 bench-gpu: $(VENV)/pycuda
 	PYTHONPATH=$(VENV)/pycuda $(BIN)/python -m tests.bench.gpu
+
+bench-paper: $(VENV)/dev
+	$(BIN)/python -m tests.bench.paper
 
 bench-train: $(VENV)/dev
 	$(BIN)/python -m tests.bench.train

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from cxrnode import metrics
 from cxrnode.errors import ResultError
 from cxrnode.inference import Inference, Said
 from cxrnode.pool import Pool, Task, WorkerCrashedError
@@ -26,7 +27,7 @@ from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Finding, Job, Lease, Queue
 from cxrnode.store.studies import Studies
-from cxrnode.types import FloatArray, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
+from cxrnode.types import FloatArray, Kind, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
 from cxrnode.workers import Decoded, Output, decode, make_capture, make_sr
 
 log = logging.getLogger(__name__)
@@ -166,8 +167,9 @@ class Analyser:
             return 0
         if self.stopping.is_set() or self._alone or room <= 0:
             return 0
-        with self.database.begin(shared=True) as c:
+        with self.database.begin() as c:  # alone: it is recorded
             jobs = self.queue.claim(c, self._lease(), limit=room, idle=not self._busy, stat_only=full)
+            self.queue.record_claims(c, jobs)
         self._alone = any(job.alone for job in jobs)
         shape = self.context.bundle.manifest.input
         for job in jobs:
@@ -226,6 +228,7 @@ class Analyser:
             job, task = self._decoding.popleft()
             try:
                 decoded = self.pool.result(task)
+                metrics.decoded(task.seconds)
             except WorkerCrashedError:
                 decoded = Decoded(rejection=Rejection(reason=Reason.DECODER_CRASHED))
             rejection, note = self._compare_with_seen(job, decoded)
@@ -291,6 +294,8 @@ class Analyser:
                 rejection = Rejection(reason=Reason.INFERENCE_FAILED, detail=said.error)
                 self._findings.append(Finding(job=ready.job, pixel_digest=digest, rejection=rejection))
                 continue
+            labels = (label.name for label in self.context.bundle.manifest.labels)
+            metrics.scored(ready.decoded.device, labels, said.prediction.probabilities)
             shown = StoredImage(kept_header=ready.job.header, pixel_digest=digest, prediction=said.prediction)
             context = self.context
             if ready.job.received_at is not None:
@@ -306,7 +311,7 @@ class Analyser:
         self._capturing = [c for c in self._capturing if not c.task.future.done()]
         for c in done:
             job, digest = c.ready.job, c.ready.decoded.pixel_digest
-            made = self._made(c.task)
+            made = self._made(c.task, Kind.CAPTURE)
             if isinstance(made, Rejection):
                 self._findings.append(Finding(job=job, pixel_digest=digest, rejection=made))
             else:
@@ -331,18 +336,22 @@ class Analyser:
         if not done:
             return
         self._reporting = [r for r in self._reporting if not r.task.future.done()]
-        made = [(r.study, self._made(r.task)) for r in done]
+        made = [(r.study, self._made(r.task, Kind.SR)) for r in done]
         with self.database.begin() as c:
             for study, sr in made:
                 if isinstance(sr, Rejection):
                     self.studies.failed(c, study, sr, owner=self.owner)
                 elif (uids := self.studies.reported(c, study, sr, owner=self.owner)) is not None:
-                    self.outbox.enqueue(c, uids, self.options.destinations, now=time.time())
+                    self.outbox.enqueue(
+                        c, uids, self.options.destinations, now=time.time(), study_instance_uid=study.study_instance_uid
+                    )
         self.on_reported([r.study.study_instance_uid for r in done])
 
-    def _made(self, task: Task[ResultObject]) -> ResultObject | Rejection:
+    def _made(self, task: Task[ResultObject], kind: Kind) -> ResultObject | Rejection:
         try:
-            return self.pool.result(task)
+            result = self.pool.result(task)
+            metrics.made(kind.value, task.seconds)
+            return result
         except ResultError as e:
             log.error("a result failed the node's own checks and is in quarantine: %s", e)  # noqa: TRY400 (its text says all)
             return Rejection(reason=Reason.RESULT_INVALID, detail=str(e))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import shutil
 import time
@@ -17,9 +16,11 @@ from typing import Any, Protocol
 from cxrnode import __version__
 from cxrnode.analyse import AnalyseOptions, Analyser
 from cxrnode.archive import check_archive
+from cxrnode.audit.record import os_user, record_model
 from cxrnode.deliver import deliver_all
+from cxrnode.engine_choice import chosen_engine
 from cxrnode.errors import StoreError
-from cxrnode.inference import Inference, inference
+from cxrnode.inference import Inference
 from cxrnode.intake_archive import take_in
 from cxrnode.pool import Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
@@ -33,7 +34,6 @@ from cxrnode.store.studies import Studies
 from cxrnode.types import Destination
 from cxrnode.workers import Output
 from engines.bundle import Bundle, load_bundle
-from engines.load import make_engine
 
 _LOCK_NAME = ".lock"
 _OURS = (
@@ -44,7 +44,6 @@ _OURS = (
     "run.json",
     *(LEDGER_NAME + s for s in ("", "-wal", "-shm")),
 )
-_log = logging.getLogger(__name__)
 _ACTOR = "run-batch"
 _LIBRARIES = (
     "highdicom",
@@ -131,10 +130,10 @@ class BatchRun:
 
     def _stages(self, started_at: datetime) -> None:
         workers = self.options.workers
-        engine = make_engine(
-            self.options.engine, self.bundle, threads=inference_threads(workers), on_fallback=self._tell_fallback
+        engine = chosen_engine(
+            self.options.engine, self.bundle, threads=inference_threads(workers), database=self.database, actor=_ACTOR
         )
-        with inference(engine) as active, closing(Pool(workers, preload="cxrnode.workers")) as pool:
+        with engine as active, closing(Pool(workers, preload="cxrnode.workers")) as pool:
             with self._timed("scan"):
                 self._take_in(pool, active, started_at)  # while the engine comes up
             self.engine_name = active.wait()
@@ -147,11 +146,6 @@ class BatchRun:
         if self.options.send:
             with self._timed("send"):
                 self._send(self.options.send)
-
-    def _tell_fallback(self, reason: str) -> None:
-        _log.warning("the CPU does the GPU's work: %s", reason)
-        with self.database.begin() as c:
-            ledger.append(c, "engine_fallback", actor=_ACTOR, reason=reason, bundle=self.bundle.digest)
 
     def _take_in(self, pool: Pool, active: Inference, started_at: datetime) -> None:
         def on_scanned(n: int) -> None:
@@ -171,9 +165,7 @@ class BatchRun:
             self.queue.release_all(c)  # the folder's lock says that nobody else works here
             studies.release_all(c)
             self.progress.phase("analysing", self.queue.count_waiting(c))
-        context = ReportContext(
-            bundle=self.bundle, engine=self.engine_name, analysed_at=started_at, software_version=__version__
-        )
+        context = ReportContext(bundle=self.bundle, analysed_at=started_at, software_version=__version__)
         options = AnalyseOptions(
             batch_size=self.options.batch_size, window=self.options.batch_size + 4 * self.options.workers
         )
@@ -205,8 +197,9 @@ class BatchRun:
             self.queue.set_setting(c, "run", run)
             ledger.append(
                 c, "run_resumed" if found else "run_started", actor=_ACTOR, software=__version__,
-                bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"],
+                bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"], user=os_user(),
             )  # fmt: skip
+            record_model(c, self.bundle, actor=_ACTOR)
         return datetime.fromisoformat(str(run["started_at"]))
 
     def _finish(self, state: str, started_at: datetime) -> dict[str, Any]:

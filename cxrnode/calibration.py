@@ -53,4 +53,4 @@ def _film(item: Item, shape: InputShape) -> FloatArray | None:
     if picture is None or picture.dtype not in _WHITE:
         return None
     grey = picture.astype(np.float32) / _WHITE[picture.dtype]
-    return prepare(grey, shape.rows, shape.columns)
+    return prepare(grey, shape.rows, shape.columns, equalise=shape.equalise)

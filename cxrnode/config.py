@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -33,7 +34,7 @@ from cxrnode.dicom.identity import is_ae_title
 from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import ConfigError
-from engines.base import EngineError
+from engines.base import EngineError, EngineKind
 from engines.bundle import find_bundle
 
 _PREFIX = "CXRNODE_"
@@ -255,7 +256,7 @@ class StatRule(_Table):
 
 class Analyse(_Table):
     bundle: Annotated[str, AfterValidator(_bundle)] = "default"
-    engine: Literal["auto", "cpu", "tensorrt"] = "auto"
+    engine: EngineKind = EngineKind.AUTO
     batch_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
     max_wait_ms: Annotated[Integer, Field(ge=0, le=60_000)] = 50
     stat: tuple[StatRule, ...] = ()
@@ -280,6 +281,23 @@ class Http(_Table):
     port: Port = 8080
 
 
+class Syslog(SendTls):
+    host: Host
+    port: Port = 6514
+
+
+class Audit(_Table):
+    anchor_file: Annotated[Path, BeforeValidator(_path)] | None = None
+    anchor_every_records: Annotated[Integer, Field(ge=1, le=10**9)] = 10_000
+    anchor_every_hours: Annotated[Seconds, Field(gt=0, le=8760)] = 24
+    syslog: Syslog | None = None
+
+
+class Log(_Table):
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class Config(_Table):
     """cxrnode.toml, table by table and key by key."""
 
@@ -290,6 +308,13 @@ class Config(_Table):
     report: Report = Field(default_factory=Report)
     destination: tuple[DestinationEntry, ...] = ()
     http: Http = Field(default_factory=Http)
+    log: Log = Field(default_factory=Log)
+    audit: Audit = Field(default_factory=Audit)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what is in force, the environment's part included, without secrets."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @field_validator("destination")
     @classmethod

@@ -14,9 +14,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+from cxrnode import metrics
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, SendError, StoreScu
 from cxrnode.dicom.status import SUCCESS
@@ -59,7 +61,7 @@ class Sender:
     _holding: bool = False
 
     def __post_init__(self) -> None:
-        self.breaker = Breaker(patience=self.patience)
+        self.breaker = Breaker(patience=self.patience, tell=partial(metrics.tried, self.destination.key, "storage"))
         self._owner = f"{platform.node()[:24]}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
 
     def step(self) -> float:
@@ -77,7 +79,10 @@ class Sender:
         except SendError as e:
             self.close()
             self.breaker.failed(str(e))
-            log.warning("%s: %s (%d in a row)", self.destination, e, self.breaker.failures)
+            log.warning(
+                "%s: %s (%d in a row)", self.destination, e, self.breaker.failures,
+                extra={"destination": self.destination.key, "failures": self.breaker.failures},
+            )  # fmt: skip
         return self.breaker.wait_s
 
     def heartbeat(self) -> None:
@@ -120,26 +125,28 @@ class Sender:
     def _send(self, scu: StoreScu, d: Delivery) -> None:
         path = self.root / d.made.path
         if damage := _damage(path, d.made.sha256):
-            self._refused(d, damage)
+            self._refused(d, damage, damage)
             return
+        began = time.monotonic()
         try:
             answer = scu.send(path)
         except SendError as e:
-            self._postpone(d, str(e))
+            self._postpone(d, str(e), str(e))
             raise
+        metrics.delivered(self.destination.key, time.monotonic() - began)
         if answer.transient:  # the next one would fare no better
-            self._postpone(d, answer.text)
-            raise SendError(answer.text)
+            self._postpone(d, answer.text, answer.code)
+            raise SendError(answer.code)
         self.breaker.succeeded()
         if answer.accepted:
             self._sent(d, answer)
         else:
-            self._refused(d, answer.text)
+            self._refused(d, answer.text, answer.code)
 
-    def _postpone(self, d: Delivery, why: str) -> None:
+    def _postpone(self, d: Delivery, why: str, code: str) -> None:
         tries = d.attempts + 1
         if self.patience.attempts and tries >= self.patience.attempts:
-            self._refused(d, why)
+            self._refused(d, why, code)
             return
         now = time.time()
         not_before = now + self.patience.wait_s(tries)
@@ -153,11 +160,16 @@ class Sender:
         self._check(ours)
         self.on_done(1)
 
-    def _refused(self, d: Delivery, why: str) -> None:
+    def _refused(self, d: Delivery, why: str, code: str) -> None:
+        """why: for the store, in the peer's words where it gave any; code: for the log."""
         with self.database.begin() as c:
             ours = self.outbox.refused(c, d, owner=self._owner, now=time.time(), status=why)
         self._check(ours)
-        log.error("%s: a result is not delivered: %s", self.destination, why)
+        named = {"sop_instance_uid": d.made.sop_instance_uid, "study_instance_uid": d.made.study_instance_uid}
+        log.error(
+            "%s: a result is not delivered: %s (cxrnode queue show tells more)", self.destination, code,
+            extra={"destination": self.destination.key, "status": code, **named},
+        )  # fmt: skip
         self.on_done(1)
 
     def _check(self, ours: bool) -> None:
@@ -183,7 +195,7 @@ class Committer:
     breaker: Breaker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.breaker = Breaker(patience=self.patience)
+        self.breaker = Breaker(patience=self.patience, tell=partial(metrics.tried, self.destination.key, "commitment"))
 
     def step(self) -> float:
         """Ask once, if there is anything to ask for; returns the seconds until there may be more to do."""
@@ -224,7 +236,7 @@ class Committer:
             scu.await_report(self.report_wait_s)
         else:
             self._postpone(transaction_uid, answer.text, self.ask_again_s)
-            log.error("%s: storage commitment: %s", self.destination, answer.text)
+            log.error("%s: storage commitment: %s", self.destination, answer.code)
 
     def _postpone(self, transaction_uid: str, why: str, wait_s: float) -> None:
         with self.database.begin() as c:

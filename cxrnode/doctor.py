@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import select, text
 
+from cxrnode.audit.syslog import SyslogError
 from cxrnode.config import Config
 from cxrnode.dicom.probe import probe
 from cxrnode.dicom.scu import SendError
@@ -27,7 +28,7 @@ from cxrnode.dicom.tls import certificate_expiry
 from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned
 from cxrnode.errors import ConfigError, CxrnodeError
 from cxrnode.monitor import reachable
-from cxrnode.serve import destinations, open_database
+from cxrnode.serve import destinations, open_database, syslog_server
 from cxrnode.store.database import Database
 from cxrnode.store.schema import alembic_version, instance, ledger
 from cxrnode.store.spool import storage_errors, write_atomic
@@ -60,6 +61,8 @@ def diagnose(config: Config, *, store: bool) -> Iterator[Check]:
         yield _listener(config)
         if config.receive.tls:
             yield _handshake(config)
+        if config.audit.syslog:
+            yield _syslog(config)
         yield from _destinations(config, database, bundle if isinstance(bundle, Bundle) else None, store=store)
 
 
@@ -145,6 +148,8 @@ def _certificates(config: Config) -> Iterator[Check]:
         named |= {"receive.tls.certificate": receive.certificate, "receive.tls.ca": receive.ca}
     if send:
         named |= {"send.tls.certificate": send.certificate, "send.tls.ca": send.ca}
+    if syslog := config.audit.syslog:
+        named |= {"audit.syslog.certificate": syslog.certificate, "audit.syslog.ca": syslog.ca}
     for key, path in named.items():
         if path:
             yield _certificate(key, path)
@@ -154,6 +159,7 @@ def _certificates(config: Config) -> Iterator[Check]:
         if receive:
             receive.context()
         destinations(config)
+        syslog_server(config)
     except ConfigError as e:
         yield failed("TLS", str(e), "the message says how; the node does not start with it")
 
@@ -203,6 +209,17 @@ def _handshake(config: Config) -> Check:
     if shown != configured:
         return warned("TLS listener", f"it shows another certificate than {tls.certificate}", "restart `cxrnode serve`")
     return fine("TLS listener", f"{where[0]}:{where[1]} shows {tls.certificate} over {version}")
+
+
+def _syslog(config: Config) -> Check:
+    """A connection that says nothing: a server that takes client certificates, and ours, ends it in order."""
+    try:
+        server = syslog_server(config)
+        assert server is not None  # noqa: S101
+        server.connect().confirm()
+    except (ConfigError, SyslogError) as e:
+        return failed("audit messages", str(e), "until it is mended they wait in the ledger; nothing is lost")
+    return fine("audit messages", f"the syslog server {server} takes a TLS connection")
 
 
 # --- destinations ---------------------------------------------------------------------------------------------------

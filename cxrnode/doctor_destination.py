@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import delete, insert, select
 
+from cxrnode.audit.record import os_user
 from cxrnode.deliver import record_report
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.negotiation import COMMITMENT
@@ -222,8 +223,8 @@ def _asked(
                 )
             )
         ledger.append(
-            c, "commitment_requested", actor=_ACTOR, study_instance_uid=STUDY_UID, destination=destination,
-            transaction_uid=transaction_uid, sop_instance_uids=uids,
+            c, "commitment_requested", actor=_ACTOR, study_instance_uid=STUDY_UID, user=os_user(),
+            destination=destination, transaction_uid=transaction_uid, sop_instance_uids=uids,
         )  # fmt: skip
     try:
         yield

@@ -39,7 +39,7 @@ def write_study(folder: Path, bundle: Bundle) -> list[ResultObject]:
         pixel_digest=sha256(image.PixelData).hexdigest(),
         rejection=Rejection(reason=Reason.WRONG_MODALITY, detail="a synthetic image, made by cxrnode doctor"),
     )
-    context = ReportContext(bundle=bundle, engine="none", analysed_at=_AT, software_version=__version__)
+    context = ReportContext(bundle=bundle, analysed_at=_AT, software_version=__version__)
     report = build_sr([source], context)
     check_result(report, [source])
     return [_write(folder, image, Kind.CAPTURE), _write(folder, report, Kind.SR)]

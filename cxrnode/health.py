@@ -1,10 +1,12 @@
 """/healthz, /readyz and /metrics over HTTP, for the machines that watch the node. No patient data, ever.
 
     checks = {"database": database_reason, "disk": disk_reason}     # each: None, or why the node is not ready
-    with HealthServer("127.0.0.1", 8080, checks=checks, metrics=measures):
+    warnings = {"destination pacs": pacs_reason}                    # the same, of what keeps it from nothing
+    with HealthServer("127.0.0.1", 8080, checks=checks, warnings=warnings, metrics=measures):
         ...
 
-/healthz: the process lives, whatever else. /readyz: 200, or 503 with the reasons. /metrics: Prometheus' text format.
+/healthz: the process lives, whatever else. /readyz: 200, or 503 with the reasons; either with the warnings. /metrics:
+Prometheus' text format.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
 from prometheus_client.registry import Collector
@@ -33,31 +35,18 @@ _MAX_HEAD = 8192  # bytes of a request's head
 _MAX_PEERS = 64  # connections at a time; the next one ends the oldest
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class Measure(NamedTuple):
-    """One metric, as Prometheus has it; a counter's name ends in _total."""
-
-    name: str
-    help: str
-    type: Literal["counter", "gauge"]
-    samples: Sequence[tuple[Mapping[str, str], float]]  # (labels, value)
+Checks = Mapping[str, Callable[[], str | None]]
 
 
 class HealthServer:
     """Answers in threads of its own from construction until `stop`; also a context manager.
 
-    checks: name -> None where all is well, else the reason, in words that may be shown. Both `checks` and `metrics`
+    checks, warnings: name -> None where all is well, else the reason, in words that may be shown. They and `metrics`
     are asked in those threads, one request at a time. Raises ConfigError where it cannot listen.
     """
 
     def __init__(
-        self,
-        bind: str,
-        port: int,
-        *,
-        checks: Mapping[str, Callable[[], str | None]],
-        metrics: Callable[[], Iterable[Measure]],
+        self, bind: str, port: int, *, checks: Checks, warnings: Checks, metrics: Callable[[], Iterable[Metric]]
     ) -> None:
         try:
             self._server = _Server(bind, port)
@@ -66,7 +55,7 @@ class HealthServer:
                 f"http: cannot listen on {bind}:{port}: {e.strerror}. Is another process there? Choose another "
                 "http.port, or a bind address that this machine has"
             ) from e
-        self._server.checks = _OneAtATime(lambda: _reasons(checks))
+        self._server.checks = _OneAtATime(lambda: (reasons(checks), reasons(warnings)))
         self._server.metrics = _OneAtATime(lambda: generate_latest(_Collected(metrics)))
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
@@ -109,7 +98,8 @@ class _OneAtATime(Generic[T]):
             self._lock.release()
 
 
-def _reasons(checks: Mapping[str, Callable[[], str | None]]) -> dict[str, str]:
+def reasons(checks: Checks) -> dict[str, str]:
+    """Those that are not well, and why; a check that raises is not."""
     found = {}
     for name, check in checks.items():
         try:
@@ -123,18 +113,13 @@ def _reasons(checks: Mapping[str, Callable[[], str | None]]) -> dict[str, str]:
 
 
 class _Collected(Collector):
-    """What `metrics` says, in prometheus_client's terms."""
+    """What `metrics` says, as prometheus_client wants to be told."""
 
-    def __init__(self, metrics: Callable[[], Iterable[Measure]]) -> None:
+    def __init__(self, metrics: Callable[[], Iterable[Metric]]) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        for measure in self._metrics():
-            # the library puts _total back behind a counter's name
-            metric = Metric(measure.name.removesuffix("_total"), measure.help, measure.type)
-            for labels, value in measure.samples:
-                metric.add_sample(measure.name, dict(labels), value)
-            yield metric
+        return self._metrics()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -193,11 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_ready(self) -> None:
         try:
-            reasons = self.server.checks()
+            wrong, warnings = self.server.checks()
         except TimeoutError:
-            reasons = {"checks": f"no answer for {_CHECKS_S:.0f} s"}
-        body = json.dumps({"ready": not reasons, "reasons": reasons}).encode() + b"\n"
-        status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+            wrong, warnings = {"checks": f"no answer for {_CHECKS_S:.0f} s"}, {}
+        body = json.dumps({"ready": not wrong, "reasons": wrong, "warnings": warnings}).encode() + b"\n"
+        status = HTTPStatus.SERVICE_UNAVAILABLE if wrong else HTTPStatus.OK
         self._answer(status, "application/json", body)
 
     def _answer_metrics(self) -> None:
@@ -230,7 +215,7 @@ class _Server(ThreadingMixIn, TCPServer):
 
     allow_reuse_address = True
     request_queue_size = 128
-    checks: _OneAtATime[dict[str, str]]
+    checks: _OneAtATime[tuple[dict[str, str], dict[str, str]]]  # reasons, warnings
     metrics: _OneAtATime[bytes]
 
     def __init__(self, bind: str, port: int) -> None:

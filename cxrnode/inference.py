@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxrnode import metrics
 from cxrnode.types import FloatArray, Prediction
 from engines.base import Engine, EngineError
 from engines.check import UnusableEngineError
@@ -58,7 +59,9 @@ class Inference:
     def _infer(self, images: Sequence[FloatArray]) -> list[Said]:
         began = time.monotonic()
         answers = infer_bisecting(self._engine, images)
-        self._image_s = (time.monotonic() - began) / len(images)
+        took_s = time.monotonic() - began
+        self._image_s = took_s / len(images)
+        metrics.inferred(len(images), took_s)
         return answers
 
 

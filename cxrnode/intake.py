@@ -24,11 +24,18 @@ from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.datadict import tag_for_keyword
 
-from cxrnode.dicom.header import KEPT, header_to_bytes, report_header
+from cxrnode.dicom.header import KEPT, header_to_bytes, plain_text, report_header
 from cxrnode.dicom.outline import outline
 from cxrnode.dicom.read import read_header
 from cxrnode.dicom.scp import IncomingInstance
-from cxrnode.dicom.status import CANNOT_UNDERSTAND, DOES_NOT_MATCH, OUT_OF_RESOURCES, SUCCESS, UNABLE_TO_PROCESS
+from cxrnode.dicom.status import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    UNABLE_TO_PROCESS,
+    comment,
+)
 from cxrnode.errors import CxrnodeError, Rejected, StorageFullError
 from cxrnode.store.spool import storage_errors
 from cxrnode.types import Peer, Reason, Receipt, ReceivedInstance
@@ -47,6 +54,7 @@ class Intake:
     record: commits the rows of several instances in one transaction, whole or not at all; StorageFullError when the
     disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
     goes before what is routine, from its header and its sender. Nothing is taken with less than `watermark_bytes` free.
+    on_refused: told of what is not taken, (peer, SOP Instance UID, status, why).
 
     Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
     """
@@ -54,12 +62,14 @@ class Intake:
     def __init__(
         self, data_dir: Path, *, record: Record, known: Callable[[Sequence[Path]], set[Path]],
         is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int,
+        on_refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None,
     ) -> None:  # fmt: skip
         self.incoming = data_dir / "incoming"
         self._data_dir = data_dir
         self._spool = data_dir / "spool"
         self._is_stat = is_stat
         self._watermark_bytes = watermark_bytes
+        self._on_refused = on_refused
         self._commits = _GroupCommit(record)
         with storage_errors(data_dir):
             self.incoming.mkdir(parents=True, exist_ok=True)
@@ -72,27 +82,38 @@ class Intake:
 
     def store(self, incoming: IncomingInstance) -> int:
         """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
+        status, why = self._take(incoming)
+        if status != SUCCESS:
+            log.warning(
+                "refused an instance of %s: %s", incoming.peer.calling_aet, why,
+                extra=_named(incoming) | {"status": f"0x{status:04X}"},
+            )  # fmt: skip
+            self._on_refused(incoming.peer, incoming.sop_instance_uid, status, why)
+        return status
+
+    def _take(self, incoming: IncomingInstance) -> tuple[int, str]:
+        """The status, and why it is no success."""
         try:
             ds, kept = _read(incoming)
             if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
-                return DOES_NOT_MATCH
+                return DOES_NOT_MATCH, comment(DOES_NOT_MATCH)
             if not self.has_room():
-                return OUT_OF_RESOURCES
+                return OUT_OF_RESOURCES, "less free space than the watermark"
             _sync(incoming.path)
             instance = _received(incoming, ds, kept, stat=self._is_stat(ds, incoming.peer))
             receipt = self._commits.add(instance, self._place(incoming.path, instance.path))
         except Rejected as rejected:
-            log.warning("refused an instance of %s: %s", incoming.peer.calling_aet, rejected.rejection.reason.text)
-            return CANNOT_UNDERSTAND
+            return CANNOT_UNDERSTAND, rejected.rejection.reason.text
         except StorageFullError as full:
-            log.warning("%s", full)
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, str(full)
         except CxrnodeError as error:
-            log.warning("%s", error)
-            return UNABLE_TO_PROCESS
+            return UNABLE_TO_PROCESS, str(error)
         if receipt is not Receipt.NEW:
-            log.warning("%s from %s: %s", receipt, incoming.peer.calling_aet, instance.sop_instance_uid)
-        return SUCCESS
+            log.warning(
+                "%s from %s: %s", receipt, incoming.peer.calling_aet, instance.sop_instance_uid,
+                extra=_named(incoming) | {"study_instance_uid": instance.study_instance_uid},
+            )  # fmt: skip
+        return SUCCESS, ""
 
     def _place(self, durable: Path, path: Path) -> tuple[Path, ...]:
         """Rename into the spool; the folders to sync. A file of that name holds the same bytes, and stays."""
@@ -164,6 +185,15 @@ class _GroupCommit:
             entry.receipt = receipt
 
 
+def _named(incoming: IncomingInstance) -> dict[str, str]:
+    """For the log."""
+    return {
+        "sop_instance_uid": incoming.sop_instance_uid,
+        "calling_aet": incoming.peer.calling_aet,
+        "host": incoming.peer.host,
+    }
+
+
 def _read(incoming: IncomingInstance) -> tuple[Dataset, bytes]:
     """The header of a data set that is all there, and what the store keeps of it. Raises Rejected."""
     with incoming.path.open("rb") as f:
@@ -212,6 +242,8 @@ def _received(incoming: IncomingInstance, ds: Dataset, kept: bytes, *, stat: boo
         received_at=time.time(),
         stat=stat,
         kept=kept,
+        patient_id=plain_text(ds, "PatientID"),
+        accession_number=plain_text(ds, "AccessionNumber"),
     )
 
 

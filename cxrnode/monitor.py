@@ -1,33 +1,62 @@
-"""What the node says of itself over HTTP: whether it is ready, and its counts. No patient data."""
+"""What the node says of itself over HTTP: whether it is ready, and its figures. No patient data.
+
+What is a state (what waits, and for how long) is asked of the database; what is a history (outcomes, deliveries) is
+counted from the ledger, and the rest the stages count (see `metrics`). None of it costs more with all that was ever
+done.
+"""
 
 from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from sqlalchemy import text
 
+from cxrnode import __version__, metrics
 from cxrnode.config import Config
-from cxrnode.health import Measure
+from cxrnode.errors import StorageFullError, StoreError
+from cxrnode.health import reasons
 from cxrnode.store.database import Database
-from cxrnode.store.overview import totals
-from cxrnode.store.queue import ENGINE, FALLBACK, Queue
+from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
+from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
 from cxrnode.supervisor import Supervisor
+from cxrnode.types import Outcome, Reason
 
 _CONNECT_S = 2.0
+_PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
+_OUTCOMES = [(Outcome.ANALYSED.value, ""), (Outcome.ANALYSED.value, Reason.UID_CONFLICT.value)] + [
+    (reason.outcome.value, reason.value) for reason in Reason if reason is not Reason.UID_CONFLICT
+]
+_BECAME = ("delivered", "postponed", "refused", "committed", "not_committed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Monitor:
+    """measured: where the stages count, see `metrics.shared_folder`."""
+
     config: Config
     database: Database
     supervisor: Supervisor
+    measured: Path | None = None
+    _tally: Tally = field(init=False)  # since the node's start
+    _one_counts: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        with self.database.begin(shared=True) as c:
+            self._tally = Tally.begin(c)
 
     @property
     def checks(self) -> dict[str, Callable[[], str | None]]:
-        """Name -> a call that gives None where all is well, else the reason."""
+        """Name -> a call that gives None where all is well, else the reason why the node cannot do its work."""
         checks = {"stages": self._stages, "database": self._database, "disk": self._disk}
         if "intake" in self.supervisor.stages:
             checks["listener"] = self._listener
@@ -35,21 +64,79 @@ class Monitor:
             checks["engine"] = self._engine
         return checks
 
-    def measures(self) -> Iterator[Measure]:
+    @property
+    def warnings(self) -> dict[str, Callable[[], str | None]]:
+        """The same, of what an operator should look at while the node goes on taking studies.
+
+        A destination is not a condition for readiness: what is for it waits, and the others get theirs.
+        """
+        found: dict[str, Callable[[], str | None]] = {"fallback": self._fallback}
+        for entry in self.config.destination:
+            found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
+        return found
+
+    def metrics(self) -> Iterator[Metric]:
+        yield _gauge("cxrnode_build_info", "Which cxrnode this is", {(__version__,): 1}, "version")
+        yield from self._machine_metrics()
+        if self.measured:
+            yield from metrics.collect(self.measured)
+        with suppress(StoreError, StorageFullError):  # then cxrnode_check_ok says so
+            yield from self._queue_metrics()
+            yield from self._history_metrics()
+
+    def _queue_metrics(self) -> Iterator[Metric]:
+        names = [entry.name for entry in self.config.destination]
         with self.database.begin(shared=True) as c:
-            found = totals(c)
-            fallback = Queue("monitor").get_setting(c, FALLBACK)
-        jobs = [({"state": k[1]}, float(n)) for k, n in found.items() if k[0] == "job"]
-        yield Measure("cxrnode_images", "Images by state", "gauge", jobs)
-        deliveries = [({"destination": k[1], "state": k[2]}, float(n)) for k, n in found.items() if k[0] == "delivery"]
-        yield Measure("cxrnode_deliveries", "Results by destination and state", "gauge", deliveries)
-        yield Measure("cxrnode_engine_fallback", "The CPU does the GPU's work", "gauge", [({}, float(bool(fallback)))])
-        deaths = [({"stage": stage}, float(n)) for stage, n in self.supervisor.deaths.items()]
-        yield Measure("cxrnode_stage_deaths_total", "How often a stage ended by itself", "counter", deaths)
+            jobs, deliveries, oldest = open_jobs(c), open_deliveries(c, names), oldest_waiting(c)
+            engine, fallback = (Queue("monitor").get_setting(c, key) for key in (ENGINE, FALLBACK))
+        states = {(state,): n for state, n in jobs.items()}
+        yield _gauge("cxrnode_images", "Images that are not reported yet, by state (up to 10000)", states, "state")
+        now = time.time()
+        ages = {(name,): max(0.0, now - oldest.get(p, now)) for p, name in _PRIORITIES.items()}
+        yield _gauge("cxrnode_queue_age_seconds", "Since the oldest image that waits came", ages, "priority")
+        yield _gauge(
+            "cxrnode_undelivered", "Results that wait to be sent, or were refused (up to 10000)", deliveries,
+            "destination", "state",
+        )  # fmt: skip
+        info = {(engine["engine"], engine["bundle"], engine["digest"]): 1} if engine else {}
+        yield _gauge("cxrnode_engine_info", "The engine in use", info, "engine", "bundle", "digest")
+        yield _gauge("cxrnode_engine_fallback", "1 while the CPU does the GPU's work", {(): bool(fallback)})
+
+    def _history_metrics(self) -> Iterator[Metric]:
+        with self._one_counts:  # its caller may have given up waiting, and another have come
+            tally, more = self._tally, True
+            while more:
+                with self.database.begin(shared=True) as c:
+                    more = tally.go_on(c)
+        became = {(entry.name, what): 0 for entry in self.config.destination for what in _BECAME}
+        yield _counter(
+            "cxrnode_outcomes_total", "Images by what came of them", dict.fromkeys(_OUTCOMES, 0) | tally.outcomes,
+            "outcome", "reason",
+        )  # fmt: skip
+        yield _counter(
+            "cxrnode_deliveries_total", "Results by what a destination said to them", became | tally.deliveries,
+            "destination", "result",
+        )  # fmt: skip
+        events = {(kind,): n for kind, n in tally.events.items()}
+        yield _counter("cxrnode_events_total", "Records of the audit ledger since the start", events, "kind")
+        yield _gauge("cxrnode_ledger_records", "Records of the audit ledger", {(): tally.seq})
+
+    def _machine_metrics(self) -> Iterator[Metric]:
+        wrong, down = reasons(self.checks), self.supervisor.down
+        yield _gauge("cxrnode_ready", "1 where /readyz says so", {(): not wrong})
+        ok = {(name,): name not in wrong for name in self.checks}
+        yield _gauge("cxrnode_check_ok", "1 where this check of /readyz found nothing", ok, "check")
+        up = {(stage,): stage not in down for stage in self.supervisor.stages}
+        yield _gauge("cxrnode_stage_up", "1 while the stage's process works", up, "stage")
+        deaths = {(stage,): n for stage, n in self.supervisor.deaths.items()}
+        yield _counter("cxrnode_stage_deaths_total", "How often a stage ended by itself", deaths, "stage")
         quarantined = sum(1 for _ in (self.config.node.data_dir / "quarantine").glob("*.dcm"))
-        yield Measure("cxrnode_quarantined", "Results that failed the node's own checks", "gauge", [({}, quarantined)])
-        free = shutil.disk_usage(self.config.node.data_dir).free
-        yield Measure("cxrnode_disk_free_bytes", "Free space of the data folder", "gauge", [({}, float(free))])
+        yield _gauge("cxrnode_quarantined", "Results that failed the node's own checks", {(): quarantined})
+        disk = shutil.disk_usage(self.config.node.data_dir)
+        yield _gauge("cxrnode_disk_free_bytes", "Free space of the data folder", {(): disk.free})
+        yield _gauge("cxrnode_disk_size_bytes", "Size of the data folder's disk", {(): disk.total})
+        watermark = self.config.receive.disk_watermark_mb * 2**20
+        yield _gauge("cxrnode_disk_watermark_bytes", "With less free space nothing is taken in", {(): watermark})
 
     def _stages(self) -> str | None:
         down = self.supervisor.down
@@ -77,6 +164,32 @@ class Monitor:
         with self.database.begin(shared=True) as c:
             verified = Queue("monitor").get_setting(c, ENGINE)
         return None if verified else "the engine has not passed its golden check yet"
+
+    def _fallback(self) -> str | None:
+        with self.database.begin(shared=True) as c:
+            reason = Queue("monitor").get_setting(c, FALLBACK)
+        return f"the CPU does the GPU's work: {reason}" if reason else None
+
+    def _destination(self, name: str) -> str | None:
+        with self.database.begin(shared=True) as c:
+            waiting = sum(n for (_, state), n in open_deliveries(c, [name]).items() if state == "pending")
+        failures = metrics.failures_in_a_row(self.measured, name) if self.measured else 0
+        return f"{failures} failures in a row, {waiting} results wait (the log says why)" if failures else None
+
+
+def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    """values: the labels' values (a tuple, in their order) -> the figure."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, float(value))
+    return family
+
+
+def _counter(name: str, text: str, values: Mapping[Any, int], *labels: str) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
 
 
 def reachable(bind: str) -> str:

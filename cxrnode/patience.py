@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _BREAKER_OPENS = 3  # failures in a row
@@ -34,7 +35,11 @@ class Breaker:
     patience: Patience
     failures: int = 0  # in a row
     why: str = ""
+    tell: Callable[[int, bool], None] = lambda _failures, _is_open: None  # at the start and after each change
     _until: float = 0.0  # monotonic, s
+
+    def __post_init__(self) -> None:
+        self.tell(self.failures, self.is_open)
 
     @property
     def wait_s(self) -> float:
@@ -48,6 +53,9 @@ class Breaker:
         self.failures += 1
         self.why = why
         self._until = time.monotonic() + self.patience.wait_s(self.failures)
+        self.tell(self.failures, self.is_open)
 
     def succeeded(self) -> None:
-        self.failures, self._until = 0, 0.0
+        if self.failures:
+            self.failures, self._until = 0, 0.0
+            self.tell(self.failures, self.is_open)

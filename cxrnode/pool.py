@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -36,6 +37,7 @@ class Task(Generic[T]):
     future: Future[T]
     call: tuple[Callable[..., T], tuple[Any, ...]]
     first: bool
+    seconds: float = 0.0  # that it took in its worker, once it is done
 
 
 def default_workers() -> int:
@@ -57,12 +59,14 @@ def start_server(preload: str) -> None:
 class Pool:
     """Hands its workers one task each and one in reserve, so that what is urgent waits for no more than those.
 
-    While its user is in a `hurry`, all but one of the workers are kept for tasks that are to be `first`.
+    While its user is in a `hurry`, all but one of the workers are kept for tasks that are to be `first`. Each worker
+    calls `begin` before anything else.
     """
 
-    def __init__(self, workers: int, *, preload: str) -> None:
+    def __init__(self, workers: int, *, preload: str, begin: Callable[[], None] | None = None) -> None:
         start_server(preload)
         self._workers = workers
+        self._begin = begin or _nothing  # it is pickled
         self._context = multiprocessing.get_context("forkserver")
         self._lock = threading.RLock()
         self._waiting: deque[Task[Any]] = deque()
@@ -98,10 +102,10 @@ class Pool:
             self._running_first += task.first
             call, args = task.call
             try:
-                inner = self._executor.submit(call, *args)
+                inner = self._executor.submit(_timed, call, args)
             except BrokenProcessPool:
                 self._restart()
-                inner = self._executor.submit(call, *args)
+                inner = self._executor.submit(_timed, call, args)
             inner.add_done_callback(partial(self._done, task))
 
     def _done(self, task: Task[Any], inner: Future[Any]) -> None:
@@ -116,7 +120,8 @@ class Pool:
         elif error := inner.exception():
             task.future.set_exception(error)
         else:
-            task.future.set_result(inner.result())
+            result, task.seconds = inner.result()
+            task.future.set_result(result)
 
     def result(self, task: Task[T]) -> T:
         """The task's result, or its exception. Raises WorkerCrashedError where the task itself kills workers.
@@ -138,12 +143,13 @@ class Pool:
         call, args = task.call
         with self._start(1) as alone:
             try:
-                return alone.submit(call, *args).result()
+                result, task.seconds = alone.submit(_timed, call, args).result()
+                return result
             except BrokenProcessPool:
                 raise WorkerCrashedError from None
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, mp_context=self._context, initializer=_initialise)
+        return ProcessPoolExecutor(workers, mp_context=self._context, initializer=_initialise, initargs=(self._begin,))
 
     def _restart(self) -> None:
         self._executor.shutdown(wait=False)
@@ -154,8 +160,14 @@ def _nothing() -> None:
     pass
 
 
-def _initialise() -> None:
+def _timed(call: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, float]:
+    began = time.perf_counter()
+    return call(*args), time.perf_counter() - began
+
+
+def _initialise(begin: Callable[[], None]) -> None:
     """In each worker: the parent decides about Ctrl-C; a worker whose parent was killed must not stay behind."""
+    begin()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _keep_freed_memory()
     parent = multiprocessing.parent_process()

@@ -183,13 +183,13 @@ def _recorded(c: Connection, uid: str) -> set[tuple[str, str]]:
     table = ledger_table
     kinds = (*_DELETED.values(), "received", "report_made")
     query = (
-        select(table.c.kind, table.c.detail)
+        select(table.c.kind, table.c.sop_instance_uid, table.c.detail)
         .where(table.c.study_instance_uid == uid, table.c.kind.in_(kinds))
         .order_by(table.c.seq)
     )
     recorded: set[tuple[str, str]] = set()
-    for kind, text in c.execute(query):
+    for kind, sop_instance_uid, text in c.execute(query):
         detail = json.loads(text)
-        identity = detail["sop_instance_uid"], detail["sha256"]
+        identity = sop_instance_uid or detail["sop_instance_uid"], detail["sha256"]  # older records: in the detail
         (recorded.add if kind in _DELETED.values() else recorded.discard)(identity)
     return recorded

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
-from cxrnode import __version__
+from cxrnode import __version__, metrics
+from cxrnode.audit.anchors import Anchors
+from cxrnode.audit.atna import Source
+from cxrnode.audit.forward import Forwarder
+from cxrnode.audit.record import os_user, record_model
+from cxrnode.audit.syslog import SyslogServer
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.config import Config, StatRule, load_config
 from cxrnode.deliver import Deliverer, record_report
@@ -23,16 +28,18 @@ from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listene
 from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
+from cxrnode.intake_ledger import Seen
+from cxrnode.logs import configure
 from cxrnode.monitor import Monitor
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
-from cxrnode.store.queue import ENGINE, FALLBACK, Queue
+from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
 from cxrnode.store.spool import locked, sweep_partial
 from cxrnode.store.studies import Studies
-from cxrnode.supervisor import Supervisor
+from cxrnode.supervisor import Supervisor, tell_started
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
@@ -43,14 +50,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_database(config: Path | Config) -> Iterator[Database]:
+def open_database(config: Path | Config, *, read_only: bool = False) -> Iterator[Database]:
     """The store that the configuration names. Raises ConfigError, StoreError."""
     loaded = load_config(config) if isinstance(config, Path) else config
     where: Path | str = loaded.node.database.get_secret_value()
     if where == "sqlite":
         loaded.node.data_dir.mkdir(parents=True, exist_ok=True)
         where = loaded.node.data_dir / LEDGER_NAME
-    database = Database(where)
+    database = Database(where, read_only=read_only)
     try:
         yield database
     finally:
@@ -60,9 +67,13 @@ def open_database(config: Path | Config) -> Iterator[Database]:
 def run_stage(config: Config, stage: str, stopping: threading.Event) -> None:
     """Run one stage until `stopping` is set; what is in hand is brought to its end."""
     run = {"intake": run_intake, "analyse": run_analyse, "deliver": run_deliver}[stage]
+    metrics.begin(stage)
     with open_database(config) as database:
         with database.begin() as c:
-            ledger.append(c, "stage_started", actor=stage, software=__version__, host=socket.gethostname())
+            ledger.append(
+                c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
+                configuration=config.digest,
+            )  # fmt: skip
         run(config, database, stopping)
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
@@ -72,10 +83,11 @@ def run_stage(config: Config, stage: str, stopping: threading.Event) -> None:
 
 
 def run_intake(config: Config, database: Database, stopping: threading.Event) -> None:
-    queue, outbox = Queue("intake"), Outbox("intake")
+    queue, outbox = Queue("intake"), Outbox("intake", ae_titles=_ae_titles(config))
+    seen = Seen(database, actor="intake")
 
     def record(batch: Sequence[ReceivedInstance]) -> list[Receipt]:
-        with database.begin() as c:
+        with seen.transaction() as c:
             return queue.receive(c, batch)
 
     def known(paths: Sequence[Path]) -> set[Path]:
@@ -86,7 +98,7 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         stack.enter_context(_alone(config.node.data_dir, "intake"))
         intake = Intake(
             config.node.data_dir, record=record, known=known, is_stat=is_stat(config.analyse.stat),
-            watermark_bytes=config.receive.disk_watermark_mb * 2**20,
+            watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=seen.refused,
         )  # fmt: skip
         answers = CommitmentAnswers(
             database=database, commitments=Commitments("intake"), root=config.node.data_dir,
@@ -94,14 +106,18 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         )  # fmt: skip
         handlers = Handlers(
             store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
-            commit_reported=partial(record_report, database, outbox),
+            commit_reported=partial(record_report, database, outbox), association=seen.association,
+            refused=seen.refused,
         )  # fmt: skip
+        stack.callback(seen.flush)  # when the listeners are closed
         for options in _listeners(config, intake.incoming):
             listener = stack.enter_context(_listen(options, handlers))
             log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.ssl_context else "")
-        thread = threading.Thread(target=answers.run, args=(stopping,), name="commitment answers")
-        thread.start()
-        stack.callback(thread.join)
+        for run, name in ((answers.run, "commitment answers"), (seen.run, "associations")):
+            thread = threading.Thread(target=run, args=(stopping,), name=name)
+            thread.start()
+            stack.callback(thread.join)
+        tell_started()
         stopping.wait()
 
 
@@ -158,38 +174,34 @@ def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
 
 def run_analyse(config: Config, database: Database, stopping: threading.Event) -> None:
     from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
-    from cxrnode.inference import inference  # noqa: PLC0415
+    from cxrnode.engine_choice import chosen_engine  # noqa: PLC0415
     from cxrnode.pool import Pool, default_workers, inference_threads  # noqa: PLC0415
     from cxrnode.report.context import ReportContext  # noqa: PLC0415
     from cxrnode.workers import Output  # noqa: PLC0415
     from engines.bundle import load_bundle  # noqa: PLC0415
-    from engines.load import make_engine  # noqa: PLC0415
 
     analyse, workers = config.analyse, default_workers()
+    begin = partial(configure, form=config.log.format, level=config.log.level, stage="analyse")  # in each worker
     bundle, queue = load_bundle(analyse.bundle), Queue("analyse")
+    outbox = Outbox("analyse", ae_titles=_ae_titles(config))
+    with database.begin() as c:
+        record_model(c, bundle, actor="analyse")
     sweep_partial(config.node.data_dir / "dicom")
 
-    def tell_fallback(reason: str) -> None:
-        log.warning("the CPU does the GPU's work: %s", reason)
-        with database.begin() as c:
-            queue.set_setting(c, FALLBACK, reason)
-            ledger.append(c, "engine_fallback", actor="analyse", reason=reason, bundle=bundle.digest)
-
-    with database.begin() as c:
-        queue.set_setting(c, FALLBACK, None)
-    chosen = make_engine(analyse.engine, bundle, threads=inference_threads(workers), on_fallback=tell_fallback)
     with (
-        inference(chosen) as active,
-        closing(Pool(workers, preload="cxrnode.workers")) as pool,
+        chosen_engine(
+            analyse.engine, bundle, threads=inference_threads(workers), database=database, actor="analyse"
+        ) as active,
+        closing(Pool(workers, preload="cxrnode.workers", begin=begin)) as pool,
     ):
         engine = active.wait()
         with database.begin() as c:
             queue.set_setting(c, ENGINE, {"engine": engine, "bundle": bundle.name, "digest": bundle.digest})
             ledger.append(c, "engine_verified", actor="analyse", engine=engine, bundle=bundle.digest)
         log.info("%s verified with %s %s", engine, bundle.name, bundle.manifest.version)
-        context = ReportContext(
-            bundle=bundle, engine=engine, analysed_at=datetime.now().astimezone(), software_version=__version__
-        )
+        tell_started()
+        now = datetime.now().astimezone()
+        context = ReportContext(bundle=bundle, analysed_at=now, software_version=__version__)
         options = AnalyseOptions(
             batch_size=analyse.batch_size, max_wait_s=analyse.max_wait_ms / 1000,
             window=analyse.batch_size + 2 * workers, quiet_s=config.report.study_quiet_s,
@@ -199,10 +211,11 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
 
         def analyser() -> Analyser:
             return Analyser(
-                database=database, queue=queue, studies=Studies("analyse"), outbox=Outbox("analyse"), pool=pool,
+                database=database, queue=queue, studies=Studies("analyse"), outbox=outbox, pool=pool,
                 inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
                 on_done=lambda n: log.info("%d images analysed", n),
-                on_reported=lambda studies: log.info("%d studies reported", len(studies)), stopping=stopping,
+                on_reported=lambda uids: log.info("%d studies reported", len(uids), extra={"studies": list(uids)}),
+                stopping=stopping,
             )  # fmt: skip
 
         _outlast_full_disk(analyser, stopping)
@@ -229,19 +242,45 @@ def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Eve
 
 def run_deliver(config: Config, database: Database, stopping: threading.Event) -> None:
     deliverer = Deliverer(
-        destinations=destinations(config), root=config.node.data_dir, database=database, outbox=Outbox("deliver"),
-        calling_ae_title=config.node.ae_title,
+        destinations=destinations(config), root=config.node.data_dir, database=database,
+        outbox=Outbox("deliver", ae_titles=_ae_titles(config)), calling_ae_title=config.node.ae_title,
     )  # fmt: skip
     retention = Retention(
         database=database, data_dir=config.node.data_dir, days=config.node.retention_days,
         destinations={d.name: d.storage_commitment for d in config.destination},
     )  # fmt: skip
-    thread = threading.Thread(target=retention.run, args=(stopping,), name="retention")
-    deliverer.start()
-    thread.start()
-    stopping.wait()
-    deliverer.stop()
-    thread.join()
+    threads = [threading.Thread(target=retention.run, args=(stopping,), name="retention")]
+    with ExitStack() as readers:
+        if server := syslog_server(config):
+            forwarder = Forwarder(
+                database=database, reader=readers.enter_context(open_database(config, read_only=True)), server=server,
+                source=Source(ae_title=config.node.ae_title, host=socket.gethostname()),
+            )  # fmt: skip
+            threads.append(threading.Thread(target=forwarder.run, args=(stopping,), name="audit messages"))
+        if config.audit.anchor_file:
+            anchors = Anchors(
+                database=database, file=config.audit.anchor_file, every_records=config.audit.anchor_every_records,
+                every_s=config.audit.anchor_every_hours * 3600,
+            )  # fmt: skip
+            threads.append(threading.Thread(target=anchors.run, args=(stopping,), name="anchors"))
+        deliverer.start()
+        for thread in threads:
+            thread.start()
+        tell_started()
+        stopping.wait()
+        deliverer.stop()
+        for thread in threads:
+            thread.join()
+
+
+def syslog_server(config: Config) -> SyslogServer | None:
+    """Where audit messages go. Raises ConfigError where the TLS material cannot be used."""
+    to = config.audit.syslog
+    return SyslogServer(host=to.host, port=to.port, tls=to.context()) if to else None
+
+
+def _ae_titles(config: Config) -> dict[str, str]:
+    return {d.name: d.ae_title for d in config.destination}
 
 
 def destinations(config: Config) -> list[Destination]:
@@ -272,7 +311,16 @@ def run_node(config: Config, supervisor: Supervisor) -> None:
     """Every stage in its own process, and the HTTP pages that say how they are."""
     with open_database(config) as database:
         with database.begin() as c:
-            Queue("node").set_setting(c, ENGINE, None)  # what was verified before this start counts no more
-        monitor = Monitor(config=config, database=database, supervisor=supervisor)
-        with HealthServer(config.http.bind, config.http.port, checks=monitor.checks, metrics=monitor.measures):
-            supervisor.run()
+            for setting in (ENGINE, GPU_STARTS):  # what was verified before this start counts no more, nor what crashed
+                Queue("node").set_setting(c, setting, None)
+            ledger.append(
+                c, "configuration_loaded", actor="node", software=__version__, host=socket.gethostname(),
+                user=os_user(), configuration=config.digest,
+            )  # fmt: skip
+        with metrics.shared_folder(supervisor.stages) as folder:
+            monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=folder)
+            with HealthServer(
+                config.http.bind, config.http.port, checks=monitor.checks, warnings=monitor.warnings,
+                metrics=monitor.metrics,
+            ):  # fmt: skip
+                supervisor.run()

@@ -7,20 +7,22 @@ in hand is done again at the next start.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 STAGES = ("intake", "analyse", "deliver")
 _POLL_S = 0.1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0  # before a stage that died is started again, doubled each time
-_PROVEN_S = 5.0  # a stage that cannot start has ended by then
 _SETTLED_S = 60.0  # a stage that lived so long had a fresh start
+_TELL = "CXRNODE_STARTED_FD"  # in a stage's environment: the pipe on which it tells its supervisor that it works
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class _Child:
     stage: str
     command: Sequence[str]
     process: subprocess.Popen[bytes] | None = None
+    told: int = -1  # the pipe's other end
+    works: bool = False  # it told so
     started: float = 0.0  # monotonic seconds
     not_before: float = 0.0
     wait_s: float = _FIRST_WAIT_S
@@ -39,16 +43,22 @@ class _Child:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    @property
-    def proven(self) -> bool:
-        return self.deaths == 0 or time.monotonic() - self.started > _PROVEN_S
-
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command)  # noqa: S603 (our own interpreter and command)
+        self.told, tell = os.pipe()
+        os.set_blocking(self.told, False)
+        environment = os.environ | {_TELL: str(tell)}
+        self.process = subprocess.Popen(self.command, pass_fds=[tell], env=environment)  # noqa: S603 (our own command)
+        os.close(tell)
         self.started = time.monotonic()
+
+    def hear(self) -> None:
+        with suppress(BlockingIOError):  # nothing was told yet
+            self.works = self.works or bool(os.read(self.told, 1))
 
     def died(self) -> None:
         assert self.process is not None  # noqa: S101
+        os.close(self.told)
+        self.works = False
         self.deaths += 1
         now = time.monotonic()
         self.wait_s = _FIRST_WAIT_S if now - self.started > _SETTLED_S else min(_LONGEST_WAIT_S, 2 * self.wait_s)
@@ -81,8 +91,8 @@ class Supervisor:
 
     @property
     def down(self) -> list[str]:
-        """The stages that do not run, or were just started again: whether they stay is not known yet."""
-        return [child.stage for child in self._children if not (child.alive and child.proven)]
+        """The stages that do not run, or have not told yet that they work: a port, for instance, may be taken."""
+        return [child.stage for child in self._children if not (child.alive and child.works)]
 
     @property
     def deaths(self) -> dict[str, int]:
@@ -94,6 +104,8 @@ class Supervisor:
                 child.died()
             if child.process is None and time.monotonic() >= child.not_before:
                 child.start()
+            if child.process is not None:
+                child.hear()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._signals += 1
@@ -110,3 +122,11 @@ def stop_on_signals(stopping: threading.Event) -> None:
     """In a stage: SIGTERM drains. Ctrl-C reaches every process of the terminal; the supervisor's word counts."""
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, lambda *_: stopping.set())
+
+
+def tell_started() -> None:
+    """In a stage: it works from now on. Without a supervisor nobody is told."""
+    if pipe := os.environ.pop(_TELL, ""):
+        with suppress(BrokenPipeError):  # the supervisor is gone
+            os.write(int(pipe), b"1")
+        os.close(int(pipe))

@@ -127,6 +127,10 @@ class Rejection:
         return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
 
 
+Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
+Source = tuple[str, str | None]  # SOP Instance UID, pixel digest: what identifies an image that a result is about
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceHeader:
     """What a sound header says of an instance: who it is, and what the results need of it."""
@@ -136,6 +140,8 @@ class InstanceHeader:
     sop_instance_uid: str
     sop_class_uid: str
     kept: bytes  # see cxrnode.dicom.header
+    patient_id: str = ""
+    accession_number: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +206,8 @@ class ResultObject:
     series_instance_uid: str
     path: Path
     sha256: str
+    model: str = ""  # digest of the bundle; not known of one that was read back
+    software: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +220,7 @@ class Study:
     last_received_at: float  # seconds since 1970, UTC
     stat: bool
     earlier: tuple[ResultObject, ...]  # its SRs so far, oldest first
+    sources: tuple[Source, ...] = ()  # of the images
 
     @property
     def received(self) -> datetime:
@@ -222,9 +231,6 @@ class Study:
         uids = [sr.sop_instance_uid for sr in self.earlier]
         place = uids.index(sr_uid) if sr_uid in uids else len(uids)
         return self.earlier[place - 1] if place else None
-
-
-Reference = tuple[str, str]  # SOP Class UID, SOP Instance UID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +244,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedInstance:
-    """An instance that lies safe in the spool; its row makes it received. No patient data."""
+    """An instance that lies safe in the spool; its row makes it received. Of the patient, what the ledger holds."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -252,6 +258,8 @@ class ReceivedInstance:
     size_bytes: int
     received_at: float  # seconds since 1970, UTC
     stat: bool = False  # goes before what is routine
+    patient_id: str = ""
+    accession_number: str = ""
 
 
 class Receipt(StrEnum):
@@ -284,7 +292,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvent:
-    """One record of the ledger; hash = sha256 over prev_hash and the canonical JSON of the rest."""
+    """One record of the ledger; hash = sha256 over its canonical JSON, which holds the hash of the record before it."""
 
     seq: int
     at: datetime
@@ -294,3 +302,9 @@ class AuditEvent:
     detail: dict[str, object]
     prev_hash: str
     hash: str
+    # what it is found by, where it says so
+    sop_instance_uid: str | None = None
+    ae_title: str | None = None  # the peer's
+    patient_id: str | None = None
+    accession_number: str | None = None
+    outcome: str | None = None

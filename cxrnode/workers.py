@@ -22,6 +22,7 @@ from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
 from cxrnode.errors import Rejected, ResultError
+from cxrnode.metrics import device_name
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
@@ -56,6 +57,7 @@ class Decoded:
     pixel_digest: str | None = None
     image: PreparedImage | None = None
     rejection: Rejection | None = None
+    device: str = ""  # what kind made the image, see metrics.device_name
 
 
 def scan(items: Sequence[Item]) -> list[NewItem]:
@@ -91,9 +93,13 @@ def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
     if rejection := select(ds):
         return Decoded(pixel_digest=digest, rejection=rejection)
     try:
-        return Decoded(pixel_digest=digest, image=_picture(ds, shape))
+        return Decoded(pixel_digest=digest, image=_picture(ds, shape), device=_device(ds))
     except Rejected as e:
         return Decoded(pixel_digest=digest, rejection=e.rejection)
+
+
+def _device(ds: Dataset) -> str:
+    return device_name(str(ds.get("Manufacturer", "")), str(ds.get("ManufacturerModelName", "")))
 
 
 def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
@@ -108,7 +114,7 @@ def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
 def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
     grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE, least=REDUCED_LEAST)
     return PreparedImage(
-        pixels=prepare(grey.pixels, shape.rows, shape.columns),
+        pixels=prepare(grey.pixels, shape.rows, shape.columns, equalise=shape.equalise),
         preview=np.rint(grey.pixels * 255).astype(np.uint8),
         rows=grey.rows,
         columns=grey.columns,
@@ -134,17 +140,19 @@ def make_capture(
 ) -> ResultObject:
     """Build, check and write the Grad-CAM capture of one image. Raises ResultError, StorageFullError."""
     shown = image_result(image)
-    return _write(output, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
+    return _write(output, context, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
 
 
 def make_sr(output: Output, context: ReportContext, study: Study) -> ResultObject:
     """Build, check and write the one SR of a study. Raises ResultError, StorageFullError."""
     images = [image_result(image) for image in study.images]
     predecessor = study.predecessor_of(context.sr_uid(images))
-    return _write(output, Kind.SR, build_sr(images, context, predecessor), images)
+    return _write(output, context, Kind.SR, build_sr(images, context, predecessor), images)
 
 
-def _write(output: Output, kind: Kind, ds: Dataset, images: Sequence[ImageResult]) -> ResultObject:
+def _write(
+    output: Output, context: ReportContext, kind: Kind, ds: Dataset, images: Sequence[ImageResult]
+) -> ResultObject:
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     data = encode(ds)
     try:
@@ -162,4 +170,6 @@ def _write(output: Output, kind: Kind, ds: Dataset, images: Sequence[ImageResult
         series_instance_uid=str(ds.SeriesInstanceUID),
         path=path.relative_to(output.root),
         sha256=sha256(data).hexdigest(),
+        model=context.bundle.digest,
+        software=context.software_version,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,16 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+
+class EngineKind(StrEnum):
+    """What engines.load.make_engine makes, as --engine and analyse.engine spell it."""
+
+    AUTO = "auto"
+    CPU = "cpu"  # float32
+    CPU_BF16 = "cpu-bf16"
+    CPU_INT8 = "cpu-int8"
+    TENSORRT = "tensorrt"
 
 
 class EngineError(Exception):

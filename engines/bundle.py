@@ -50,6 +50,7 @@ class InputShape(_Frozen):
     channels: int = Field(ge=1)
     rows: int = Field(ge=16)
     columns: int = Field(ge=16)
+    equalise: bool = False  # see engines.preprocess.prepare
 
 
 class Tolerance(_Frozen):
@@ -58,6 +59,16 @@ class Tolerance(_Frozen):
     probabilities: float = Field(gt=0)
     cam: float = Field(gt=0)
     tie: float = Field(ge=0)  # the class may differ where the two best probabilities are closer than this
+
+
+class Accepted(_Frozen):
+    """A precision's trial that was accepted: what it cost on the validation part, as (fp32's, this precision's)."""
+
+    accuracy: tuple[float, float]
+    auc: tuple[float, float]  # mean of the labels' own
+    images: int = Field(ge=1)
+    engine: str  # that was tried: kind, library and version, precision
+    largest: dict[str, float] = {}  # int8: of each value that is quantised, the magnitude that becomes 127
 
 
 class Manifest(_Frozen):
@@ -72,6 +83,7 @@ class Manifest(_Frozen):
     labels: tuple[Label, ...] = Field(min_length=2)
     calibration: dict[str, Any]  # how the probabilities were calibrated (already inside the graph)
     tolerance: dict[str, Tolerance]  # per precision: "fp32", ...
+    accepted: dict[str, Accepted] = {}  # per precision that only a trial allows: "bf16", "int8"
     files: dict[str, str]  # name -> sha256
     data: dict[str, Any]  # training data, split, licences
     metrics: dict[str, Any]  # with 95 % intervals

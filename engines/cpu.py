@@ -1,4 +1,7 @@
-"""The CPU engine: onnxruntime in float32. Chosen over OpenVINO by tests/bench/engines_cpu.py."""
+"""The CPU engine: onnxruntime in float32. Chosen over OpenVINO by tests/bench/engines_cpu.py.
+
+Lower precisions run on OpenVINO: engines.cpu_low.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,8 @@ class CpuEngine:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         """threads: how many cores one inference may use; None: all that this process may run on."""
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}: give at least 1, or None for every core")
         self._bundle = bundle
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = count_threads(threads)
         self._session: Any = None
 
     @property
@@ -70,6 +71,13 @@ class CpuEngine:
         if session.get_providers() != _PROVIDERS:
             raise EngineError(f"onnxruntime chose {session.get_providers()}, wanted {_PROVIDERS}")
         return session
+
+
+def count_threads(threads: int | None) -> int:
+    """Those given, or as many as this process has cores. Raises EngineError."""
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}: give at least 1, or None for every core")
+    return threads or len(os.sched_getaffinity(0))
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -7,8 +7,6 @@ is only ever loaded when every word of its sidecar fits; anything else is a reas
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from engines.base import EngineError
 from engines.bundle import MODEL, Bundle
+from engines.files import whole
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Compatibility = Literal["none", "same_compute_capability", "ampere_plus"]
-PLAN, SIDECAR = ".plan", ".json"
+PLAN, SIDECAR, TRIAL = ".plan", ".json", ".trial"  # the last: see engines.trial
 _AMPERE = (8, 0)
 _SHA256 = r"^[0-9a-f]{64}$"
 
@@ -87,9 +86,11 @@ def write_plan(folder: Path, bundle: Bundle, sidecar: Sidecar, data: bytes) -> P
     path = plan_path(folder, bundle, sidecar.precision)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there is run as code
-        path.with_suffix(SIDECAR).unlink(missing_ok=True)
-        _write_whole(path, data)
-        _write_whole(path.with_suffix(SIDECAR), sidecar.model_dump_json(indent=1).encode())
+        for suffix in (SIDECAR, TRIAL):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+        for file, content in ((path, data), (path.with_suffix(SIDECAR), sidecar.model_dump_json(indent=1).encode())):
+            with whole(file, mode=0o600) as part:
+                part.write_bytes(content)
     except OSError as e:
         raise EngineError(f"cannot write {path} ({e.strerror or e}): free the disk or name another folder") from e
     return Plan(path=path, sidecar=sidecar, data=data)
@@ -162,23 +163,3 @@ def _runs_on(sidecar: Sidecar, machine: Machine) -> bool:
 
 def _capability(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder; a file that could not be finished is removed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

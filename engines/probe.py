@@ -26,6 +26,7 @@ _CUDA = 13000  # as the driver counts: 13.0, which came with driver 580
 _CAPABILITY = (7, 5)  # Turing, the oldest that TensorRT 11 and CUDA 13 know
 _MEMORY = 1 << 30  # bytes: the context and a small network's buffers, without room for which nothing starts
 _LEAST_VERSION = {"tensorrt": 11, "tensorrt_rtx": 1}
+_RTX_CAPABILITIES = {(7, 5), (8, 0), (8, 6), (8, 9)}  # and 12.0 on: it builds for an H100, but loads nothing there
 _INSTALL = "pip install 'cxrnode[tensorrt]'"
 
 
@@ -185,10 +186,15 @@ def _pycuda(value: Any, facts: Facts) -> Check:
     return _judged("pycuda", found, made_for <= facts["driver"]["cuda"], mend)
 
 
-def _tensorrt(value: Any, _facts: Facts) -> Check:
-    major = value["version"].split(".")[0]
-    ok = major.isdecimal() and int(major) >= _LEAST_VERSION[value["module"]]
-    return _judged("tensorrt", f"{value['module']} {value['version']}", ok, f"it is too old: {_INSTALL}")
+def _tensorrt(value: Any, facts: Facts) -> Check:
+    major, found = value["version"].split(".")[0], f"{value['module']} {value['version']}"
+    if not (major.isdecimal() and int(major) >= _LEAST_VERSION[value["module"]]):
+        return _judged("tensorrt", found, False, f"it is too old: {_INSTALL}")
+    capability = tuple(facts.get("gpu", {}).get("capability", (12, 0)))
+    old = capability < _CAPABILITY  # which was said of the GPU
+    ok = value["module"] != "tensorrt_rtx" or old or capability in _RTX_CAPABILITIES or capability >= (12, 0)
+    mend = "TensorRT for RTX does not run on this GPU: install tensorrt, version 11 or later, from NVIDIA's index"
+    return _judged("tensorrt", found, ok, mend)
 
 
 def _onnx(value: Any, _facts: Facts) -> Check:

@@ -7,7 +7,9 @@ what runs on a GPU.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,6 +162,18 @@ class TensorRtEngine:
         self._check_thread()
         gpu, self._gpu = self._gpu, None
         gpu.close(self._let_go)
+
+    def __del__(self) -> None:
+        """One that was dropped while active is let go on whichever thread the garbage collector happens to run.
+
+        pycuda itself frees on no thread but the one that made a context, and leaks what is collected elsewhere.
+        """
+        if self._gpu is None or sys.is_finalizing():
+            return
+        gpu, self._gpu = self._gpu, None
+        gpu.close(self._let_go)
+        message = f"{self.name} was dropped while it was active: call deactivate()"
+        warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
     def _let_go(self) -> None:
         if self._buffers is not None:

@@ -13,6 +13,14 @@ from tests.interop.conftest import require
 from tests.support.postgres import Postgres, missing_postgres, running_postgres
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share one process of `make test` (--dist loadgroup), and with it their fixtures: those of a file, and
+    those that want the exported systems, each of which takes up to a minute to export."""
+    for item in items:
+        shares = "exported" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("exported" if shares else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One server for the session; each test has a database of its own."""

@@ -1,4 +1,4 @@
-"""`python -m training fit | evaluate | explain | compare | reproduce | export`: from radiographs to a model bundle."""
+"""`python -m training fit | evaluate | explain | compare | reproduce | export | accept | compile`: to model bundles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import typer
 
 from engines.base import EngineError
 from engines.bundle import SHIPPED, load_bundle
+from engines.compile import PrecisionName
+from engines.cpu_low import LowPrecision
+from training.accept import RefusedError, accept, describe
 from training.assess import assess_bundle, assess_run
 from training.bundle import Form, export_run
 from training.compare import comparison, read_rows, write_comparison
+from training.compile import compile_run
 from training.devices import open_device
 from training.explain import explain_run
 from training.export import ExportError
@@ -34,6 +38,10 @@ Run = Annotated[Path, typer.Argument(help="A run folder that `fit` made.")]
 Change = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: --set fit.epochs=3")]
 DeviceName = Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun --nproc-per-node N -m training ...")]
 Member = Annotated[int | None, typer.Option(min=1, help="One snapshot of an ensemble: 1, 2, ...")]
+Version = Annotated[str, typer.Option(help="The bundle's version.")]
+Half = Annotated[
+    bool, typer.Option("--half", help="Round large weights to float16: half the size; computing stays float32.")
+]
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -123,21 +131,57 @@ def export_command(
     run: Run,
     bundle: Annotated[str, typer.Option(help="Name of a shipped bundle, or a folder to write.")],
     data: Data,
-    version: Annotated[str, typer.Option(help="The bundle's version.")] = "1.0.0",
+    version: Version = "1.0.0",
     evidence: Annotated[Path | None, typer.Option(help="JSON with more figures for the card.")] = None,
-    half: Annotated[
-        bool, typer.Option("--half", help="Round large weights to float16: half the size; computing stays float32.")
-    ] = False,
+    half: Half = False,
     member: Member = None,
 ) -> None:
     """Write the model bundle of a run: ONNX, golden outputs, figures measured on the ONNX, model card."""
-    folder = Path(bundle) if os.sep in bundle else SHIPPED / bundle
     more: dict[str, Any] | None = json.loads(evidence.read_text(encoding="utf-8")) if evidence else None
     form = Form(half=half, member=member)
-    written = export_run(run, data, folder, version=version, evidence=more, form=form)
+    written = export_run(run, data, _folder(bundle), version=version, evidence=more, form=form)
     for line in summary(load_bundle(str(written)).manifest.metrics):
         typer.echo(line)
     typer.echo(f"bundle: {written}")
+
+
+@app.command("accept")
+def accept_command(
+    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")],
+    data: Data,
+    precision: Annotated[LowPrecision, typer.Option(help="To be tried on the CPU, by OpenVINO.")],
+) -> None:
+    """Try a bundle in a lower precision on the validation part, and record it in the bundle if that costs little."""
+    accepted = accept(bundle, data, precision)
+    m = accepted.manifest
+    typer.echo(f"{precision}: {describe(m.accepted[precision])}; tolerance {m.tolerance[precision]}")
+    typer.echo(f"recorded in {accepted.folder}: cxrnode run-batch --bundle {bundle} --engine cpu-{precision}")
+
+
+@app.command("compile")
+def compile_command(
+    run: Annotated[Path, typer.Argument(help="A run folder that `fit` made, or a bundle's name or folder.")],
+    bundle: Annotated[str | None, typer.Option(help="Of a run: the bundle to export it to, as of export.")] = None,
+    data: Annotated[Path | None, typer.Option(envvar="CXRNODE_DATA", help="Of a run: its data, as of export.")] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="Default: the fastest it has a tolerance for.")
+    ] = None,
+    version: Version = "1.0.0",
+    half: Half = False,
+    member: Member = None,
+) -> None:
+    """Build the engine file for this machine's GPU, as `cxrnode engine build` does; a run is exported first."""
+
+    def export() -> Path:
+        if bundle is None or data is None:
+            raise RecipeError(f"{run} is no bundle: name one, or export this run with --bundle NAME and --data DATA")
+        return export_run(run, data, _folder(bundle), version=version, form=Form(half=half, member=member))
+
+    compile_run(run, precision, export=export, tell=typer.echo)
+
+
+def _folder(bundle: str) -> Path:
+    return Path(bundle) if os.sep in bundle else SHIPPED / bundle
 
 
 def main() -> None:
@@ -146,7 +190,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     try:
         app()
-    except (RecipeError, DivergedError, ExportError, EngineError) as e:
+    except (RecipeError, DivergedError, ExportError, RefusedError, EngineError) as e:
         typer.echo(f"error: {e}", err=True)
         raise SystemExit(1) from e
 

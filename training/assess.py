@@ -100,7 +100,7 @@ def _about_run(recipe: Recipe, run: Path, epochs: int, calibration: Calibration)
         "Recipe": recipe.name,
         "Network": f"{model.trunk}, {model.pooling} pooling, {model.hidden} ReLU, softmax",
         "Weights at the start": model.weights + (" (the trunk stayed as it was)" if model.frozen else ""),
-        "Input": f"{shape.columns}x{shape.rows}x{shape.channels}",
+        "Input": f"{shape.columns}x{shape.rows}x{shape.channels}" + (", equalised" if shape.equalise else ""),
         "Epochs": "none: the weights as they were"
         if not fit.epochs
         else f"{epochs} of {fit.epochs}" + (f", in {fit.cycles} cycles: an ensemble" if fit.cycles > 1 else ""),

@@ -32,6 +32,7 @@ from training.datasets import Part, count_rows, load_images, load_index, used
 from training.evaluate import evaluate, some, subject_of_bundle
 from training.export import export_onnx, run_torch
 from training.feed import to_tensor
+from training.files import whole
 from training.half import round_weights
 from training.metrics import Scored
 from training.models.network import Ensemble, Exported, Model
@@ -241,11 +242,16 @@ def make_manifest(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """The card, then bundle.json with the digest of every file."""
-    (folder / CARD).write_text(write_card(manifest), encoding="utf-8")
-    files = {name: sha256_file(folder / name) for name in (MODEL, GOLDEN, CARD)}
-    final = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_text(final.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    """The card and bundle.json with the digest of every file. Both are written before either takes its place.
+
+    Raises RecipeError where they cannot be written; what stood there then still stands.
+    """
+    with whole(folder / MANIFEST) as described, whole(folder / CARD) as card:
+        card.write_text(write_card(manifest), encoding="utf-8")
+        found = {MODEL: folder / MODEL, GOLDEN: folder / GOLDEN, CARD: card}
+        files = {name: sha256_file(path) for name, path in found.items()}
+        final = manifest.model_copy(update={"files": files})
+        described.write_text(final.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def measure(folder: Path, data: Path) -> dict[str, Any]:

@@ -20,12 +20,14 @@ _SOURCES = {
     "actualmed": "Actualmed COVID-19 chest X-ray initiative. Research only",
 }
 
+LEAST_FALL = 0.005  # of accuracy and of mean AUC: a precision that loses as much, or more, is refused
+
 
 def write_card(manifest: Manifest) -> str:
     """The card as Markdown. Sections whose figures were not measured are left out."""
     sections = [
-        _head(manifest), _data(manifest), _test(manifest), _sources(manifest), _shortcut(manifest), _use(manifest),
-        _again(manifest),
+        _head(manifest), _data(manifest), _test(manifest), _sources(manifest), _shortcut(manifest),
+        _precisions(manifest), _use(manifest), _again(manifest),
     ]  # fmt: skip
     return "\n\n".join(s for s in sections if s) + "\n"
 
@@ -48,9 +50,10 @@ The class is the label of the greatest probability. A label is present at or abo
 {table(["label", "code", "present at", "absent below"], rows)}
 
 Input: {shape.rows}x{shape.columns}, grey copied to {shape.channels} channels, squashed by area averaging (the aspect
-ratio is given up), each image normalised by its own mean and standard deviation (`engines/preprocess.py`, version
-{m.preprocess_version}). Output: probabilities, class, and the raw Grad-CAM of the predicted class (Selvaraju et al.
-2017) from the last feature map, in the same pass. A Grad-CAM says what moved the class, not where a disease is.
+ratio is given up), {"its greys equalised to a normal distribution, " if shape.equalise else ""}each image normalised
+by its own mean and standard deviation (`engines/preprocess.py`, version {m.preprocess_version}).
+Output: probabilities, class, and the raw Grad-CAM of the predicted class (Selvaraju et al. 2017) from the last feature
+map, in the same pass. A Grad-CAM says what moved the class, not where a disease is.
 
 Calibration: {c.get("method")}; temperature {c.get("temperature")}, offsets
 {", ".join(map(str, c.get("offsets", [])))}; that loss was {c.get("loss_before")} before, {c.get("loss_after")} after;
@@ -73,7 +76,8 @@ def _data(m: Manifest) -> str:
     return f"""## Data
 
 Images of each part: {m.data.get("rule", "")}: a group joins a patient's images and near
-duplicates, and never stands on two sides. External sources were seen by no fit and chose nothing.
+duplicates, and never stands on two sides. External sources were seen by no fit and by no calibration; who chose between
+recipes may have looked at them.
 
 {table(["source and label", *parts], [(n, *(count[n, p] for p in parts)) for n in names])}
 
@@ -148,6 +152,24 @@ the frame, not the lungs.
     return text
 
 
+def _precisions(m: Manifest) -> str:
+    if not m.accepted:
+        return ""
+    head = ["engine", "accuracy fp32", "its", "mean AUC fp32", "its", "images", "tried with", "golden tolerance"]
+    rows = [
+        (f"`cpu-{name}`", *(f"{x:.4f}" for x in (*a.accuracy, *a.auc)), a.images, a.engine,
+         m.tolerance[name].probabilities)
+        for name, a in m.accepted.items()
+    ]  # fmt: skip
+    return f"""## Precisions
+
+All other figures are of float32. These precisions run where they are asked for: accepted because on the validation part
+accuracy falls by less than {100 * LEAST_FALL:g} points and mean AUC by less than {LEAST_FALL:g}. One that is not in the
+table was not tried or not accepted, and is refused. Single answers differ by more than these means.
+
+{table(head, rows)}"""
+
+
 def _use(m: Manifest) -> str:
     return f"""## Limits
 
@@ -167,12 +189,13 @@ def _again(m: Manifest) -> str:
     runs = base.split(",") if base != weights else []
     first = "".join(f"python -m training fit {Path(run).name} --data DATA --run {run}\n    " for run in runs)
     options = "".join(f" {option}" for option in [m.data.get("export", "")] if option)
+    accept = "".join(f"\n    python -m training accept {m.name} --precision {name} --data DATA" for name in m.accepted)
     return f"""## Make it again
 
     python -m training evaluate --bundle {m.name} --data DATA    # every figure above, from the ONNX through the engine
     cxrnode models verify {m.name}                               # files and golden inputs
     {first}python -m training fit {recipe} --data DATA --run runs/{recipe}
-    python -m training export runs/{recipe} --bundle {m.name} --data DATA --version {m.version}{options}"""
+    python -m training export runs/{recipe} --bundle {m.name} --data DATA --version {m.version}{options}{accept}"""
 
 
 def _report(r: dict[str, Any], m: Manifest) -> str:

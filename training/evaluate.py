@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from engines.base import Engine, FloatArray
 from engines.bundle import Bundle
@@ -17,9 +18,10 @@ from engines.preprocess import prepare, to_batch
 from training.calibrate import Calibration, reliability
 from training.datasets import Part, Sample, load_images, load_index, select, unseen
 from training.metrics import Scored, confusion_shares, hit_rate, report, roc, share
-from training.recipe import DataSpec, RecipeError
+from training.recipe import DataSpec, RecipeError, faults
 from training.transforms import to_grey
 
+T = TypeVar("T")
 FRAME = 0.1  # the outer tenth of each side is all that the border-only control sees
 _BATCH = 32
 Predict = Callable[[list[FloatArray]], FloatArray]  # grey float32 [H, W] in 0..1 -> probabilities [N, K]
@@ -41,7 +43,7 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
     shape = bundle.manifest.input
 
     def predict(images: list[FloatArray]) -> FloatArray:
-        prepared = [prepare(image, shape.rows, shape.columns) for image in images]
+        prepared = [prepare(image, shape.rows, shape.columns, equalise=shape.equalise) for image in images]
         batches = [prepared[i : i + _BATCH] for i in range(0, len(prepared), _BATCH)]
         return np.concatenate([engine.infer(to_batch(b, shape.channels)).probabilities for b in batches])
 
@@ -49,8 +51,8 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
         raise RecipeError(f"bundle {bundle.name} does not say how its data was split: evaluate its run instead")
     return Subject(
         predict=predict, labels=tuple(label.name for label in bundle.labels),
-        data=DataSpec.model_validate(bundle.manifest.data["split"]),
-        calibration=_calibration_of(bundle),
+        data=_said_by(bundle, DataSpec, bundle.manifest.data["split"], "how its data was split"),
+        calibration=_said_by(bundle, Calibration, bundle.manifest.calibration, "how it was calibrated"),
         thresholds=tuple((label.present_at, label.absent_below) for label in bundle.labels),
     )  # fmt: skip
 
@@ -158,9 +160,16 @@ def _said(probabilities: FloatArray, labels: Sequence[str]) -> dict[str, Any]:
     return {"images": len(probabilities), "classes": {label: found[k] for k, label in enumerate(labels)}}
 
 
-def _calibration_of(bundle: Bundle) -> Calibration:
-    said = bundle.manifest.calibration
-    return Calibration(temperature=float(said.get("temperature", 1.0)), offsets=tuple(said.get("offsets", ())))
+def _said_by(bundle: Bundle, kind: type[T], values: Any, what: str) -> T:
+    """What a bundle's manifest, of whatever version, says. Raises RecipeError."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as e:
+        head = (
+            f"bundle {bundle.name} does not say {what} in a way that this version knows: evaluate its run instead, or "
+            "the bundle with the version that made it"
+        )
+        raise RecipeError("\n  ".join([head, *faults(e.errors(), DataSpec)])) from e
 
 
 def _calibration(scored: Scored, calibration: Calibration) -> dict[str, Any]:

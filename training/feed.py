@@ -71,4 +71,7 @@ def spread(recipe: Recipe, grey: Tensor, device: torch.device | None = None) -> 
 
 
 def _grey(recipe: Recipe, pictures: Sequence[FloatArray]) -> Tensor:
-    return torch.from_numpy(normalise([prepare(p, recipe.input.rows, recipe.input.columns) for p in pictures]))
+    shape = recipe.input
+    return torch.from_numpy(
+        normalise([prepare(p, shape.rows, shape.columns, equalise=shape.equalise) for p in pictures])
+    )

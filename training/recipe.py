@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from engines.bundle import Code, InputShape
@@ -44,7 +44,7 @@ class DataSpec(_Frozen):
     external: tuple[str, ...] = ()  # whole sources that no fit sees
     children: tuple[str, ...] = ("kaggle_kermany",)  # sources of children: adults are evaluated apart
     merge: dict[str, tuple[str, ...]] = {}  # a label, and the data's labels that count as it
-    most: dict[str, int] = {}  # a label, and how many of its images are used at most: whole groups, drawn by split_seed
+    most: dict[str, PositiveInt] = {}  # a label, and how many of its images are used: whole groups, by split_seed
     sources: dict[str, tuple[str, ...]] = {}  # a label, and the only sources that its images are taken from
     split_seed: int = 7
     test_tenths: int = Field(default=1, ge=1, le=5)
@@ -62,9 +62,8 @@ class DataSpec(_Frozen):
 
 class ModelSpec(_Frozen):
     trunk: str  # timm:NAME or torchvision:NAME
-    weights: (
-        str  # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER[,FOLDER], whole networks
-    )
+    # imagenet (download) | package:NAME | none | path of a state dict | run:FOLDER[,FOLDER], the mean of whole networks
+    weights: str
     pooling: Literal["mean", "lstm"] = "mean"  # paper 1: average pooling; paper 2: an LSTM over the map's places
     units: int = Field(default=512, ge=1)  # of the LSTM
     hidden: int = Field(default=128, ge=1)  # the ReLU layer
@@ -143,7 +142,7 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"recipe {path} is not valid: {e}") from e
     except ValidationError as e:
-        raise RecipeError("\n  ".join([f"recipe {path} is not valid:", *_faults(e.errors())])) from e
+        raise RecipeError("\n  ".join([f"recipe {path} is not valid:", *faults(e.errors(), Recipe)])) from e
 
 
 def _change(values: dict[str, Any], change: str) -> None:
@@ -162,23 +161,23 @@ def _change(values: dict[str, Any], change: str) -> None:
         values[last] = value.strip()
 
 
-def _faults(errors: Sequence[ErrorDetails]) -> list[str]:
-    """One line each, but for those of a table or array that are only of what stands in it."""
+def faults(errors: Sequence[ErrorDetails], table: type[BaseModel]) -> list[str]:
+    """One line each, but for those of a table or array that are only of what stands in it; `table` is what was read."""
     inner = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
-    return [_fault(e) for e in errors if e["loc"] not in inner]
+    return [_fault(e, table) for e in errors if e["loc"] not in inner]
 
 
-def _fault(error: ErrorDetails) -> str:
+def _fault(error: ErrorDetails, table: type[BaseModel]) -> str:
     """One line: the key as TOML has it, its value unless that is a table or an array, what is wrong with it."""
     loc, value = error["loc"], error["input"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     shown = f" = {json.dumps(value, ensure_ascii=False)}" if isinstance(value, str | int | float) else ""
-    return f"{key}{shown}: {_what(error)}"
+    return f"{key}{shown}: {_what(error, table)}"
 
 
-def _what(error: ErrorDetails) -> str:
+def _what(error: ErrorDetails, table: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
+        known = _known_keys(error["loc"][:-1], table)
         close = get_close_matches(str(error["loc"][-1]), known, n=1)
         return "unknown key; " + (f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}")
     if error["type"] == "value_error":
@@ -186,9 +185,8 @@ def _what(error: ErrorDetails) -> str:
     return _WORDS.get(error["type"]) or re.sub("^(Input|Tuple) should", "should", error["msg"])
 
 
-def _known_keys(loc: Sequence[int | str]) -> list[str]:
-    """The keys of the recipe's table at `loc`."""
-    table: type[BaseModel] = Recipe
+def _known_keys(loc: Sequence[int | str], table: type[BaseModel]) -> list[str]:
+    """The keys of the table at `loc` in `table`."""
     for key in (part for part in loc if isinstance(part, str)):
         kind = table.model_fields[key].annotation
         table = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))

@@ -81,10 +81,15 @@ def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]
             f"{', storage commitment' if d.storage_commitment else ''}{', TLS' if d.tls else ''}"
         )
     yield f"http: http://{_at(http.bind, http.port)}/healthz /readyz /metrics"
+    if file := config.audit.anchor_file:
+        every = f"every {config.audit.anchor_every_records} records or {config.audit.anchor_every_hours:g} hours"
+        yield f"audit: the ledger is anchored in {file}, {every}"
     yield f"retention: received files go {node.retention_days} days after their results are committed"
 
 
 def _dangers(config: Config) -> Iterator[str]:
+    if (file := config.audit.anchor_file) and config.node.data_dir in file.parents:
+        yield f"audit.anchor_file = {file} lies beside the ledger: who can change the one can change the other"
     node, receive, send = config.node, config.receive, config.send
     if not receive.allow:
         yield "receive.allow is empty: nobody can store; add { ae_title = ..., host = ... } of your PACS"

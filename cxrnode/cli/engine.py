@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from engines.base import Engine, EngineError, EngineOutput
+from engines.base import Engine, EngineError, EngineKind, EngineOutput
 from engines.bundle import Bundle, load_bundle
-from engines.cpu import CpuEngine
+from engines.compile import PrecisionName, choose_precision, compile_bundle, describe
 from engines.golden import cam_difference
-from engines.load import PlannedEngine, best_precision, engine_of, plans_folder
-from engines.plan import PLAN, Machine, Precision, Sidecar, list_sidecars, read_plan, read_sidecar
+from engines.load import engine_of, make_engine, plans_folder
+from engines.plan import PLAN, Machine, Sidecar, list_sidecars, read_plan, read_sidecar
 from engines.probe import probe, usable_machine
 
 app = typer.Typer(help="TensorRT: what this machine's GPU needs, its engine files, its speed.", no_args_is_help=True)
 
 _BATCHES = (1, 8, 32)
 _BENCH_S = 1.0  # of each engine at each batch size
-_MIB = 1 << 20
-
-
-class PrecisionName(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
 
 BundleName = Annotated[str, typer.Option("--bundle", metavar="NAME|PATH", help="Model bundle.")]
 PrecisionOption = Annotated[
@@ -60,7 +50,11 @@ def build(
     bundle: BundleName = "default",
     precision: PrecisionOption = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For int8: films (DICOM, PNG, JPEG) such as you will analyse.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For int8: films (DICOM, PNG, JPEG) such as you will analyse; where the bundle records no scales.",
+        ),
     ] = None,
 ) -> None:
     """Build the bundle's engine file for this machine's GPU; takes seconds to minutes. Then run verify.
@@ -68,20 +62,17 @@ def build(
     Exit codes: 0 built; 2 not, with the reason.
     """
     loaded = load_bundle(bundle)
-    wanted = _precision(precision, loaded)
-    if wanted == "int8" and images is None:
+    wanted = choose_precision(loaded, precision)
+    if wanted != "int8":
+        compile_bundle(loaded, usable_machine(), wanted, tell=typer.echo)
+        return
+    if images is None and "int8" not in loaded.manifest.accepted:
         raise EngineError("int8 is calibrated on films: give --images FOLDER, some hundred such as you will analyse")
     machine = usable_machine()
-    typer.echo(f"building {loaded.name} {wanted} for {_spelt(machine)}")
     from cxrnode.calibration import calibration_batches  # noqa: PLC0415 (slow to import)
-    from engines.trt_build import build_engine  # noqa: PLC0415
 
-    began = time.monotonic()
-    trt = importlib.import_module(machine.module)
-    films = calibration_batches(images, loaded.manifest.input) if wanted == "int8" and images else None
-    plan = build_engine(trt, loaded, machine, wanted, plans_folder(), images=films)
-    typer.echo(f"{plan.path}: {len(plan.data) / _MIB:.1f} MiB, batches of 1 to {plan.sidecar.largest}, "
-               f"in {time.monotonic() - began:.0f} s; now run: cxrnode engine verify")  # fmt: skip
+    films = calibration_batches(images, loaded.manifest.input) if images else None
+    compile_bundle(loaded, machine, wanted, images=films, tell=typer.echo)
 
 
 @app.command()
@@ -91,11 +82,11 @@ def verify(bundle: BundleName = "default", precision: PrecisionOption = None) ->
     Exit codes: 0 within tolerance; 2 not, or there is no engine file that fits.
     """
     loaded = load_bundle(bundle)
-    wanted, machine = _precision(precision, loaded), usable_machine()
+    wanted, machine = choose_precision(loaded, precision), usable_machine()
     engine = engine_of(read_plan(plans_folder(), loaded, machine, wanted), loaded, machine)
     engine.activate()  # runs the golden check; raises with the numbers where it fails
     golden = loaded.golden()
-    typer.echo(f"golden inputs through {engine.name} on {_spelt(machine)}: ok")
+    typer.echo(f"golden inputs through {engine.name} on {describe(machine)}: ok")
     typer.echo(_differences(engine.infer(golden.batch), golden.output))
     typer.echo(f"tolerance: {loaded.manifest.tolerance[wanted]}")
     engine.deactivate()
@@ -117,42 +108,34 @@ def list_plans(bundle: BundleName = "default") -> None:
             why = str(e)
         typer.echo(f"     -> {why}" if why else "     fits")
     typer.echo(f"{len(sidecars)} engine files in {folder}")
-    typer.echo(f"this machine: {_spelt(found.machine) if found.machine else found.missing}")
+    typer.echo(f"this machine: {describe(found.machine) if found.machine else found.missing}")
 
 
 @app.command()
 def bench(bundle: BundleName = "default") -> None:
-    """Print images/s of the CPU engine and, where it can be had, of TensorRT, which is built if it has not been.
+    """Print images/s of the CPU in fp32 and in each precision that the bundle accepts, and of TensorRT where it can be
+    had, which is built if it has not been.
 
-    Exit codes: 0 both were measured; 1 the CPU's alone.
+    Exit codes: 0 all were measured; 1 some were not.
     """
     loaded = load_bundle(bundle)
-    engines: tuple[Engine, ...] = (CpuEngine(loaded), PlannedEngine(loaded))
-    for engine in engines:
-        try:
-            engine.activate()
-        except EngineError as e:
-            sys.stderr.write(f"not measured: {e}\n")
-            raise typer.Exit(1) from None
-        rates = (f"{_images_per_s(engine, loaded, n):.0f} at {n}" for n in _BATCHES)
-        typer.echo(f"{engine.name}: {', '.join(rates)} (images/s at a batch of so many)")
-        engine.deactivate()
+    low = (kind for kind in EngineKind if kind.removeprefix("cpu-") in loaded.manifest.accepted)
+    measured = [_bench(make_engine(kind, loaded), loaded) for kind in (EngineKind.CPU, *low, EngineKind.TENSORRT)]
+    if not all(measured):
+        raise typer.Exit(1)
 
 
-def _precision(given: PrecisionName | None, bundle: Bundle) -> Precision:
-    """Raises EngineError where nothing says how far off an engine of that precision may be: it could not be used."""
-    if given is None:
-        return best_precision(bundle, plans_folder())
-    if given.value not in bundle.manifest.tolerance:
-        stated = ", ".join(bundle.manifest.tolerance)
-        raise EngineError(f"bundle {bundle.name} states no tolerance for {given}, only for {stated}: choose one of "
-                          "these, or export the bundle again")  # fmt: skip
-    return given.value
-
-
-def _spelt(machine: Machine) -> str:
-    return (f"{machine.gpu} (compute capability {machine.compute_capability}, driver {machine.driver}, "
-            f"{machine.module} {machine.version})")  # fmt: skip
+def _bench(engine: Engine, bundle: Bundle) -> bool:
+    """Whether it could be measured."""
+    try:
+        engine.activate()
+    except EngineError as e:
+        sys.stderr.write(f"not measured: {e}\n")
+        return False
+    rates = (f"{_images_per_s(engine, bundle, n):.0f} at {n}" for n in _BATCHES)
+    typer.echo(f"{engine.name}: {', '.join(rates)} (images/s at a batch of so many)")
+    engine.deactivate()
+    return True
 
 
 def _differences(got: EngineOutput, want: EngineOutput) -> str:

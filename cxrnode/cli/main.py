@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cxrnode import __version__
-from cxrnode.cli import config, doctor, engine, models, queue, run_batch, serve
+from cxrnode.cli import audit, config, doctor, engine, models, queue, run_batch, serve
 from cxrnode.errors import CxrnodeError, StorageFullError
 from engines.base import EngineError
 
@@ -23,6 +23,7 @@ app.command("run-batch")(run_batch.run_batch)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(queue.app, name="queue")
+app.add_typer(audit.app, name="audit")
 app.add_typer(models.app, name="models")
 app.add_typer(engine.app, name="engine")
 app.add_typer(config.app, name="config")

@@ -21,7 +21,6 @@ app = typer.Typer(help="The node's queue: what waits, what came of it.", no_args
 
 ConfigPath = Annotated[Path, typer.Option("--config", metavar="FILE", help="The node's configuration.")]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="As `queue list` shows them.")]
-_ACTOR = "operator"
 _WIDE = 180
 
 
@@ -78,19 +77,21 @@ def bury(config: ConfigPath, job_ids: Ids) -> None:
 
 
 def _act(config: Path, job_ids: list[int], what: str) -> None:
+    from cxrnode.audit.record import operator  # noqa: PLC0415
     from cxrnode.config import load_config  # noqa: PLC0415
     from cxrnode.serve import open_database  # noqa: PLC0415
     from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 
     loaded = load_config(config)
-    queue, wanted, gone = Queue(_ACTOR), len(job_ids), []
+    actor = operator()
+    queue, wanted, gone = Queue(actor), len(job_ids), []
     with open_database(loaded) as database, database.begin() as c:
         if what == "retry":
             gone = _deleted(c, loaded.node.data_dir, job_ids)
             job_ids = [i for i in job_ids if i not in gone]
             studies = queue.retry(c, job_ids)
-            Outbox(_ACTOR).reopen_refused(c, studies, now=time.time())
+            Outbox(actor).reopen_refused(c, studies, now=time.time())
             changed = len(studies)
         else:
             changed = queue.bury(c, job_ids)

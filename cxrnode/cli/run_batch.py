@@ -20,6 +20,7 @@ from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE, is_ae_title
 from cxrnode.pool import default_workers, start_server
 from cxrnode.types import Destination
+from engines.base import EngineKind
 
 if TYPE_CHECKING:
     from cxrnode.batch import BatchRun
@@ -33,12 +34,6 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
-
-
-class EngineKind(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    TENSORRT = "tensorrt"
 
 
 def parse_destination(text: str) -> Destination:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxrnode.errors import CxrnodeError
+from cxrnode.logs import configure
 from cxrnode.supervisor import Supervisor, stop_on_signals
+from engines.base import EngineError
+
+if TYPE_CHECKING:
+    from cxrnode.config import Config
+
+log = logging.getLogger(__name__)
 
 
 class Stage(StrEnum):
@@ -33,16 +40,25 @@ def serve(
     from cxrnode.config import load_config  # noqa: PLC0415
 
     loaded = load_config(config)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what it was sent
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    if only and len(only) == 1:
+    alone = only[0].value if only and len(only) == 1 else None
+    configure(form=loaded.log.format, level=loaded.log.level, stage=alone or "node")
+    try:
+        _run(loaded, config, [s.value for s in only or Stage], alone)
+    except (CxrnodeError, EngineError) as e:
+        if loaded.log.format == "text":
+            raise  # to `main`, which says it
+        log.critical("%s", e)
+        raise typer.Exit(getattr(e, "exit_code", 2)) from None
+
+
+def _run(loaded: Config, config: Path, stages: list[str], alone: str | None) -> None:
+    if alone:
         from cxrnode.serve import run_stage  # noqa: PLC0415
 
         stopping = threading.Event()
         stop_on_signals(stopping)
-        run_stage(loaded, only[0].value, stopping)
+        run_stage(loaded, alone, stopping)
         return
     from cxrnode.serve import run_node  # noqa: PLC0415
 
-    run_node(loaded, Supervisor(config=config, stages=[s.value for s in only] if only else [s.value for s in Stage]))
+    run_node(loaded, Supervisor(config=config, stages=stages))

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
+from cxrnode import metrics
 from cxrnode.dicom.dimse import (
     COMMAND_BYTES_MAX,
     P_DATA_TF,
@@ -61,6 +62,9 @@ class Policy(Protocol):
     def admit(self, request: Request, host: str) -> Offer | Refusal:
         """What this peer is offered, or why nothing."""
 
+    def answered(self, peer: Peer, refusal: Refusal | None) -> None:
+        """The association was accepted, or rejected; of one that could not be read, the AE titles are empty."""
+
     def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
         """What receives the data set of `command`, if it has one, and carries it out."""
 
@@ -103,15 +107,15 @@ class Acceptor:
             return False
         request = self._parse(bytes(content))
         if isinstance(request, Refusal):
-            return self._refuse("", request)
-        who = f" of {request.calling_aet!r} to {request.called_aet!r}"
+            return self._refuse(Peer(calling_aet="", called_aet="", host=self._host), request)
+        self._peer = Peer(calling_aet=request.calling_aet, called_aet=request.called_aet, host=self._host)
         verdict = self._policy.admit(request, self._host)
         if isinstance(verdict, Refusal):
-            return self._refuse(who, verdict)
+            return self._refuse(self._peer, verdict)
         self._contexts, answer = accept(request, verdict.contexts)
         if not self._contexts:
-            return self._refuse(who, NO_REASON)
-        self._peer = Peer(calling_aet=request.calling_aet, called_aet=request.called_aet, host=self._host)
+            return self._refuse(self._peer, NO_REASON)
+        self._policy.answered(self._peer, None)
         self._max_length = request.max_length
         self._wire.set_timeout(verdict.idle_timeout_s)
         self._wire.send(answer)
@@ -123,8 +127,12 @@ class Acceptor:
         except Exception as error:  # noqa: BLE001 (pynetdicom's parser raises anything on damaged bytes)
             raise Malformed(INVALID_PARAMETER, f"no A-ASSOCIATE-RQ ({type(error).__name__})") from None
 
-    def _refuse(self, who: str, refusal: Refusal) -> bool:
-        log.warning("%s: association%s rejected: %s", self._host, who, refusal.text)
+    def _refuse(self, peer: Peer, refusal: Refusal) -> bool:
+        who = f" of {peer.calling_aet!r} to {peer.called_aet!r}" if peer.calling_aet or peer.called_aet else ""
+        self._policy.answered(peer, refusal)
+        told = {"host": self._host, "reason": refusal.text}
+        log.warning("%s: association%s rejected: %s", self._host, who, refusal.text, extra=told)
+        metrics.association_rejected(refusal.text)
         self._wire.send(refusal.encode())
         self._wire.linger()
         return False

@@ -8,6 +8,7 @@ from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
+from pydicom.multival import MultiValue
 
 from cxrnode.dicom.read import tolerant
 from cxrnode.types import ImageResult, InstanceHeader, StoredImage
@@ -37,7 +38,17 @@ def instance_header(ds: Dataset) -> InstanceHeader:
         sop_instance_uid=str(ds.SOPInstanceUID),
         sop_class_uid=str(ds.SOPClassUID),
         kept=header_to_bytes(report_header(ds)),
+        patient_id=plain_text(ds, "PatientID"),
+        accession_number=plain_text(ds, "AccessionNumber"),
     )
+
+
+def plain_text(ds: Dataset, keyword: str) -> str:
+    """A text element of a settled data set as it came, several values with their backslash; "" where there is none."""
+    value = ds.get(keyword)
+    if isinstance(value, bytes):
+        return value.decode("ascii", "replace")
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
 def report_header(ds: Dataset) -> Dataset:

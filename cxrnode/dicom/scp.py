@@ -68,12 +68,16 @@ class ListenerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handlers:
-    """What the owner does. Each is called on the association's thread and returns the status of the response."""
+    """What the owner does, on the association's thread. An int is the status of the response."""
 
     store: Callable[[IncomingInstance], int]
     has_room: Callable[[], bool]  # False: data sets are turned away with 0xA700
     commit_requested: Callable[[CommitmentRequest], int]
     commit_reported: Callable[[CommitmentReport], int]
+    # told, and not asked: of an association, and why it was rejected ("" where it was not); of an instance that the
+    # listener itself turned away, its SOP Instance UID, the status and why
+    association: Callable[[Peer, str], None] = lambda _peer, _why: None
+    refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None
 
 
 def start_listener(options: ListenerOptions, handlers: Handlers) -> Listener:
@@ -195,6 +199,9 @@ class _Connection:
             idle_timeout_s=options.idle_timeout_s if known else min(_SILENCE_S, options.idle_timeout_s),
         )
 
+    def answered(self, peer: Peer, refusal: Refusal | None) -> None:
+        self._listener.handlers.association(peer, refusal.text if refusal else "")
+
     def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
         options, handlers = self._listener.options, self._listener.handlers
         field, uid = command.field, context.abstract_syntax
@@ -202,8 +209,9 @@ class _Connection:
             return _Answer(SUCCESS)
         if field == C_STORE_RQ and uid in STORAGE:
             return StoreOperation(
-                peer, context, command, folder=options.incoming, has_room=handlers.has_room, store=handlers.store
-            )
+                peer, context, command, folder=options.incoming, has_room=handlers.has_room, store=handlers.store,
+                refused=handlers.refused,
+            )  # fmt: skip
         if field in (N_ACTION_RQ, N_EVENT_REPORT_RQ) and uid == COMMITMENT:
             among = options.allow if field == N_ACTION_RQ else options.commitment_peers
             if not _is_among(peer.calling_aet, peer.host, among):

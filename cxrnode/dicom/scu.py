@@ -52,6 +52,11 @@ class Answer:
     text: str
 
     @property
+    def code(self) -> str:
+        """What a log may say of it: the peer's own words, which the text has, may quote a patient."""
+        return "not accepted" if self.status is None else f"0x{self.status:04X}"
+
+    @property
     def accepted(self) -> bool:
         """Success, or a warning: the peer took it."""
         return self.status is not None and (self.status == SUCCESS or self.status & 0xF000 == 0xB000)

@@ -9,11 +9,13 @@ import hashlib
 import logging
 import os
 import struct
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxrnode import metrics
 from cxrnode.dicom.dimse import Command
 from cxrnode.dicom.negotiation import IMPLEMENTATION_VERSION, Context
 from cxrnode.dicom.status import (
@@ -22,6 +24,8 @@ from cxrnode.dicom.status import (
     OUT_OF_RESOURCES,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
+    UNABLE_TO_PROCESS,
+    comment,
 )
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID, is_valid_uid
 from cxrnode.types import Peer
@@ -53,21 +57,25 @@ class IncomingInstance:
 class StoreOperation:
     """Receives one data set into `folder`, then asks `store` for the status.
 
-    A full disk, or `has_room` saying no, turns the rest of the data set away and answers 0xA700.
+    A full disk, or `has_room` saying no, turns the rest of the data set away and answers 0xA700. `refused` is told of
+    what did not come as far as `store`, or broke it: (peer, SOP Instance UID, status, why).
     """
 
     def __init__(
         self, peer: Peer, context: Context, command: Command, *,
         folder: Path, has_room: Callable[[], bool], store: Callable[[IncomingInstance], int],
+        refused: Callable[[Peer, str, int, str], None],
     ) -> None:  # fmt: skip
         self._peer = peer
         self._context = context
         self._command = command
         self._has_room = has_room
         self._store = store
+        self._tell_refused = refused
         self._path = folder / f".{uuid.uuid4().hex}.part"
         self._fd = -1
         self._at = self._size = self._asked_at = self._behind_at = 0
+        self._began = time.monotonic()
         self._sha256 = hashlib.sha256()
         self._refused = self._check()
         if self._refused == SUCCESS:
@@ -85,10 +93,21 @@ class StoreOperation:
         self._sha256.update(fragment)
 
     def finish(self) -> int:
+        status = UNABLE_TO_PROCESS  # where `store` raises
+        try:
+            status = self._finish()
+            return status
+        except BaseException:
+            self._turned_away(UNABLE_TO_PROCESS)
+            raise
+        finally:
+            metrics.received(status, self._size, time.monotonic() - self._began)
+
+    def _finish(self) -> int:
         if self._refused != SUCCESS:
-            return self._refused
+            return self._turned_away(self._refused)
         if self._size == self._at:
-            return CANNOT_UNDERSTAND
+            return self._turned_away(CANNOT_UNDERSTAND)
         self._close()
         return self._store(
             IncomingInstance(
@@ -97,6 +116,11 @@ class StoreOperation:
                 data_set_at=self._at, size_bytes=self._size, sha256=self._sha256.hexdigest(),
             )
         )  # fmt: skip
+
+    def _turned_away(self, status: int) -> int:
+        uid = self._command.sop_instance_uid
+        self._tell_refused(self._peer, uid if is_valid_uid(uid) else "", status, comment(status))
+        return status
 
     def discard(self) -> None:
         self._close()

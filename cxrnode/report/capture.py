@@ -37,7 +37,7 @@ def build_capture(
         raise ResultError("an image that was not analysed has no capture")
     source = Header(image.source)
     ds = new_object(
-        context, source, kind=Kind.CAPTURE, sop_class_uid=SECONDARY_CAPTURE,
+        context, source, [image], kind=Kind.CAPTURE, sop_class_uid=SECONDARY_CAPTURE,
         sop_instance_uid=context.capture_uid(image, long_side),
     )  # fmt: skip
     ds.ConversionType = "WSD"

@@ -73,7 +73,13 @@ def check_images(images: Sequence[ImageResult]) -> None:
 
 
 def new_object(
-    context: ReportContext, lead: Header, *, kind: Kind, sop_class_uid: str, sop_instance_uid: str
+    context: ReportContext,
+    lead: Header,
+    images: Sequence[ImageResult],
+    *,
+    kind: Kind,
+    sop_class_uid: str,
+    sop_instance_uid: str,
 ) -> Dataset:
     """Patient, General Study, General Series, Equipment and SOP Common modules (PS3.3 C.7.1.1 ... C.12.1)."""
     ds = Dataset()
@@ -85,7 +91,7 @@ def new_object(
     ds.SeriesInstanceUID = context.series_uid(ds.StudyInstanceUID, kind)
     ds.SeriesNumber = SERIES_NUMBER[kind]
     ds.SeriesDescription = f"{_SERIES_TEXT[kind]} {ascii_text(context.model)} - research use only"[:64].strip()
-    _set_equipment(ds, context)
+    _set_equipment(ds, context, images)
     ds.SOPClassUID = sop_class_uid
     ds.SOPInstanceUID = sop_instance_uid
     ds.InstanceNumber = 1
@@ -103,8 +109,9 @@ def _set_issuer(ds: Dataset, lead: Header) -> None:
             ds.IssuerOfAccessionNumberSequence = [issuer]
 
 
-def _set_equipment(ds: Dataset, context: ReportContext) -> None:
-    versions = [f"{MANUFACTURER} {context.software_version}", context.model, context.engine]
+def _set_equipment(ds: Dataset, context: ReportContext, images: Sequence[ImageResult]) -> None:
+    engines = sorted({i.prediction.engine for i in images if i.prediction})  # two, where the GPU was lost midway
+    versions = [f"{MANUFACTURER} {context.software_version}", context.model, *engines]
     ds.Manufacturer = MANUFACTURER
     ds.ManufacturerModelName = MODEL_NAME
     ds.DeviceSerialNumber = context.bundle.digest[:16]

@@ -19,10 +19,9 @@ DEFAULT_LONG_SIDE = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContext:
-    """One run of one model. No UID depends on `engine`, `analysed_at` or `software_version`."""
+    """One run of one model. No UID depends on `analysed_at` or `software_version`, nor on the engine that answered."""
 
     bundle: Bundle
-    engine: str  # what ran, for example "cpu onnxruntime 1.31.1 fp32"
     analysed_at: datetime  # start of the analysis, timezone-aware: content date and time
     software_version: str
 

@@ -77,8 +77,9 @@ def build_sr(images: Sequence[ImageResult], context: ReportContext, predecessor:
     ordered = reading_order(images)
     lead = Header(lead_of(images).source)
     ds = new_object(
-        context, lead, kind=Kind.SR, sop_class_uid=COMPREHENSIVE_3D_SR, sop_instance_uid=context.sr_uid(images)
-    )
+        context, lead, ordered, kind=Kind.SR, sop_class_uid=COMPREHENSIVE_3D_SR,
+        sop_instance_uid=context.sr_uid(images),
+    )  # fmt: skip
     set_frame_of_reference(ds, ordered)
     _set_document(ds, ordered, lead)
     if predecessor:
@@ -205,7 +206,7 @@ def _request(ds: Dataset, source: Header) -> Dataset:
 
 def _set_content(ds: Dataset, ordered: Sequence[ImageResult], context: ReportContext, procedure: Code) -> None:
     """TID 1500. The run status and the summary extend the template: they stand first, as a reader needs them."""
-    parameters = _algorithm_parameters(context.bundle, context.engine)
+    parameters = _algorithm_parameters(context.bundle)
     children = [
         *_language_and_observer(context),
         code(PROCEDURE_REPORTED, procedure, CONCEPT_MOD),
@@ -240,7 +241,8 @@ def _group(image: ImageResult, context: ReportContext, parameters: Sequence[str]
         label = finding_of(context.bundle, image.prediction)
         children.append(code(FINDING, UNDETERMINED if label is None else label.code))
         children.append(code(SITE, LUNG, CONCEPT_MOD))
-    children += _algorithm(context, parameters)
+    engine = (f"engine {ascii_text(image.prediction.engine)}",) if image.prediction else ()
+    children += _algorithm(context, (*parameters, *engine))
     if image.prediction is not None:
         children += _probabilities(context.bundle, image.prediction)
     children.append(_source_image(image))
@@ -261,12 +263,12 @@ def _algorithm(context: ReportContext, parameters: Sequence[str]) -> list[Conten
     ]
 
 
-def _algorithm_parameters(bundle: Bundle, engine: str) -> tuple[str, ...]:
+def _algorithm_parameters(bundle: Bundle) -> tuple[str, ...]:
     thresholds = (
         f"{label.name}: present at {label.present_at:g}, absent below {label.absent_below:g}" for label in bundle.labels
     )
     weights = bundle.manifest.files.get(MODEL, "unknown")
-    return (*thresholds, f"weights sha256 {weights}", f"bundle sha256 {bundle.digest}", f"engine {ascii_text(engine)}")
+    return (*thresholds, f"weights sha256 {weights}", f"bundle sha256 {bundle.digest}")
 
 
 def _probabilities(bundle: Bundle, prediction: Prediction) -> list[ContentItem]:

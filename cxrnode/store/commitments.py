@@ -43,8 +43,8 @@ class Commitments:
             row = {"transaction_uid": transaction_uid, "calling_aet": calling_aet, "host": host}
             c.execute(insert(request).values(instances=[list(i) for i in instances], **row))
         ledger.append(
-            c, "commitment_asked", actor=self._actor, transaction_uid=transaction_uid, calling_aet=calling_aet,
-            host=host, instances=len(instances),
+            c, "commitment_asked", actor=self._actor, ae_title=calling_aet, transaction_uid=transaction_uid, host=host,
+            instances=len(instances),
         )  # fmt: skip
 
     def due(self, c: Connection, *, now: float) -> list[OpenRequest]:
@@ -73,8 +73,8 @@ class Commitments:
         mine = request.c.transaction_uid == asked.transaction_uid
         c.execute(update(request).where(mine).values(answered_at=now, attempts=asked.attempts + 1))
         ledger.append(
-            c, "commitment_answered", actor=self._actor, transaction_uid=asked.transaction_uid, kept=kept,
-            missing=missing, calling_aet=asked.calling_aet, host=asked.host,
+            c, "commitment_answered", actor=self._actor, ae_title=asked.calling_aet,
+            transaction_uid=asked.transaction_uid, kept=kept, missing=missing, host=asked.host,
         )  # fmt: skip
 
     def postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
 
 from cxrnode.errors import StorageFullError, StoreError
 from cxrnode.store import ledger
@@ -29,7 +32,9 @@ _POSTGRESQL = (
     "lock_timeout = '30s'",
     "idle_in_transaction_session_timeout = '20s'",
 )
+_POSTGRESQL_READ_ONLY = ("default_transaction_read_only = on",)  # and takes its time: a pager, a million records
 _CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}  # s, s, ms
+_READ_WAIT_S = 5.0  # for who holds the file: in WAL mode nobody does for long
 _DISK_FULL = "53100"  # SQLSTATE, PostgreSQL appendix A
 _FIRST_VERSION = 1  # PRAGMA user_version of cxrnode 0.1.0, which knew no alembic_version
 
@@ -38,20 +43,31 @@ class Database:
     """A SQLite file (a Path) or a PostgreSQL database (a URL). Opening it makes or migrates its tables.
 
     `begin()` is the only way to write: one transaction, committed or rolled back whole, one writer at a time on both.
+    `read_only` never writes, waits for nobody and holds nobody up: a transaction sees the store as it was when it
+    began. It wants a database of today's schema.
+
     Raises StoreError where the database cannot be used, StorageFullError where its disk is full.
     """
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         if isinstance(where, Path):
-            self.name, self._mend = str(where), "Is it ours, readable and writable?"
-            self._engine = _sqlite(where)
+            self.name, self._mend = (
+                str(where),
+                "Is it ours, and does nobody hold it?" if read_only else "Is it ours, readable and writable?",
+            )
+            self._engine = _sqlite_read_only(where) if read_only else _sqlite(where)
         else:
             url = _postgresql_url(where)
             self.name = f"{url.database} on {url.host or 'this host'}"
-            self._mend = "Is the server up, and may this user make and write tables there?"
-            self._engine = _postgresql(url)
+            may = "read" if read_only else "make and write"
+            self._mend = f"Is the server up, and may this user {may} tables there?"
+            self._engine = _postgresql(url, _POSTGRESQL_READ_ONLY if read_only else _POSTGRESQL)
         try:
-            self._open()
+            if read_only:
+                self._check_revision()
+            else:
+                self._open()
         except BaseException:
             self.close()
             raise
@@ -64,7 +80,7 @@ class Database:
         in hand would deadlock with the one before it that wants these rows.
         """
         with self._errors(), self._engine.begin() as c:
-            if not shared:
+            if not (shared or self._read_only):
                 ledger.lock(c)
             yield c
 
@@ -83,6 +99,20 @@ class Database:
                 return
             if c.dialect.name == "sqlite":  # for 0.1.0, which looks at nothing else: so it refuses
                 c.execute(text(f"PRAGMA user_version = {_FIRST_VERSION + 1}"))
+
+    def _check_revision(self) -> None:
+        with self.begin() as c:
+            if alembic_version.name not in inspect(c).get_table_names():
+                raise StoreError(
+                    f"{self.name} is no database of cxrnode, or of its first version: name another one, or let cxrnode "
+                    "serve or run-batch bring it to today's schema (keep a copy)"
+                )
+            found = c.execute(select(alembic_version.c.version_num)).scalars().first()
+        if found != REVISION:
+            raise StoreError(
+                f"{self.name} has schema revision {found}, this cxrnode reads {REVISION}: an older one is brought to "
+                "it by cxrnode serve or run-batch (keep a copy), a newer one wants the cxrnode that made it"
+            )
 
     def _revision(self, c: Connection, tables: set[str]) -> str | None:
         if alembic_version.name in tables:
@@ -148,7 +178,52 @@ def _sqlite(path: Path) -> Engine:
     return engine
 
 
-def _postgresql(url: URL) -> Engine:
+def _sqlite_read_only(path: Path) -> Engine:
+    engine = create_engine("sqlite://", creator=lambda: _connect_read_only(path), poolclass=NullPool)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """Beside a writer, and where the folder is not ours to write. Raises StoreError, sqlite3.Error."""
+    try:
+        if not path.is_file():
+            raise StoreError(f"there is no database {path}: check the path; cxrnode serve or run-batch makes it")
+        wal = path.with_name(path.name + "-wal")
+        left = wal.is_file() and wal.stat().st_size
+        path.open("rb").close()
+    except OSError as e:
+        raise StoreError(f"cannot read the database {path}: {e.strerror}. May this user read it?") from e
+    try:
+        return _opened(path, "mode=ro")
+    except sqlite3.OperationalError as e:
+        if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise
+        if left:  # committed records that are not yet in the file itself
+            raise StoreError(
+                f"cannot read {path} where it lies: its newest records are in {wal.name}, and SQLite must be able to "
+                "write beside it. Copy both files to a folder of your own, and read them there"
+            ) from e
+    return _opened(path, "immutable=1")
+
+
+def _opened(path: Path, how: str) -> sqlite3.Connection:
+    dbapi = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None, timeout=_READ_WAIT_S
+    )
+    try:
+        dbapi.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
+    except BaseException:
+        dbapi.close()
+        raise
+    return dbapi
+
+
+def _postgresql(url: URL, settings: Sequence[str]) -> Engine:
     try:
         engine = create_engine(
             url, isolation_level="READ COMMITTED", connect_args=_CONNECT, pool_pre_ping=True, hide_parameters=True
@@ -158,7 +233,7 @@ def _postgresql(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi: Any, _record: Any) -> None:
-        for setting in _POSTGRESQL:
+        for setting in settings:
             dbapi.execute(f"SET {setting}")
         dbapi.commit()
 

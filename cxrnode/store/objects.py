@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, Row
 from cxrnode.store import ledger
 from cxrnode.store.schema import result
 from cxrnode.store.upsert import upsert
-from cxrnode.types import Kind, ResultObject
+from cxrnode.types import Kind, ResultObject, Source
 
 _INSERT = upsert(result)
 _COLUMNS = (
@@ -35,8 +36,9 @@ def add_result(
     actor: str,
     instance_id: int | None = None,
     predecessor_uid: str | None = None,
+    sources: Sequence[Source] = (),
 ) -> None:
-    """A repeat makes the same object (design rule 3), so it takes the place of its row."""
+    """A repeat makes the same object (design rule 3), so it takes the place of its row. `sources`: what it is about."""
     row = {
         "sop_instance_uid": made.sop_instance_uid,
         "kind": made.kind.value,
@@ -51,7 +53,8 @@ def add_result(
     c.execute(_ADD, row)
     ledger.append(
         c, "report_made", actor=actor, study_instance_uid=made.study_instance_uid,
-        sop_instance_uid=made.sop_instance_uid, object=made.kind.value, sha256=made.sha256,
+        sop_instance_uid=made.sop_instance_uid, object=made.kind.value, sha256=made.sha256, model=made.model,
+        software=made.software, predecessor=predecessor_uid, sources=sources,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ lost is sent again: the SOP Instance UID is the same, so the peer holds it once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,7 +20,7 @@ from cxrnode.store.objects import result_object
 from cxrnode.store.queue import STAT, Lease
 from cxrnode.store.schema import delivery, job, result
 from cxrnode.store.upsert import upsert
-from cxrnode.types import ResultObject
+from cxrnode.types import Outcome, ResultObject
 
 PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
 MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
@@ -48,21 +48,27 @@ class Delivery:
 class Outbox:
     """All methods take the connection of the caller's transaction. `now` is in seconds since 1970, UTC."""
 
-    def __init__(self, actor: str, *, resend_wait_s: float = 60.0) -> None:
+    def __init__(self, actor: str, *, resend_wait_s: float = 60.0, ae_titles: Mapping[str, str] | None = None) -> None:
         self._actor = actor
+        self._ae_titles = ae_titles or {}  # of destinations that have a name in the configuration, for the ledger
         self._resend_wait_s = resend_wait_s  # doubled each time: an archive may index what it took only later
 
     # -- in
 
     def enqueue(
-        self, c: Connection, result_uids: Sequence[str], destinations: Iterable[str], *, now: float | None = None
-    ) -> int:
-        """Have these results sent, in this order; what is in the outbox already stays as it is. Returns how many."""
+        self, c: Connection, result_uids: Sequence[str], destinations: Iterable[str], *, now: float | None = None,
+        study_instance_uid: str | None = None,
+    ) -> int:  # fmt: skip
+        """Have these results sent, in this order; what is in the outbox already stays as it is. Returns how many.
+
+        `study_instance_uid`: of all of them, for the ledger.
+        """
         if not result_uids:
             return 0
         place = case({uid: n for n, uid in enumerate(result_uids)}, value=result.c.sop_instance_uid)
         wanted = result.c.sop_instance_uid.in_(result_uids)
-        return sum(self._enqueue(c, wanted, place, destination, now) for destination in destinations)
+        study = study_instance_uid
+        return sum(self._enqueue(c, wanted, place, destination, now, study) for destination in destinations)
 
     def enqueue_all(self, c: Connection, destination: str, *, now: float) -> int:
         """Have every result sent, study by study; what is in the outbox already stays as it is. Returns how many."""
@@ -70,8 +76,9 @@ class Outbox:
         return self._enqueue(c, true(), first_of_study, destination, now)
 
     def _enqueue(
-        self, c: Connection, wanted: ColumnElement[bool], order: Any, destination: str, now: float | None
-    ) -> int:
+        self, c: Connection, wanted: ColumnElement[bool], order: Any, destination: str, now: float | None,
+        study_instance_uid: str | None = None,
+    ) -> int:  # fmt: skip
         now = time.time() if now is None else now
         there = delivery.alias()
         in_outbox = select(there.c.id).where(
@@ -91,7 +98,10 @@ class Outbox:
         statement = upsert(delivery).from_select(list(row), rows).on_conflict_do_nothing()
         added = c.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
         if added:
-            ledger.append(c, "delivery_queued", actor=self._actor, destination=destination, results=added)
+            ledger.append(
+                c, "delivery_queued", actor=self._actor, study_instance_uid=study_instance_uid,
+                ae_title=self._ae_title(destination), destination=destination, results=added,
+            )  # fmt: skip
         return added
 
     # -- out
@@ -162,7 +172,10 @@ class Outbox:
         values = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now, "transaction_uid": None}
         reopened = c.execute(update(delivery).where(unsent).values(**values, **_FREE)).rowcount
         if reopened:
-            ledger.append(c, "delivery_reopened", actor=self._actor, destination=destination, results=reopened)
+            ledger.append(
+                c, "delivery_reopened", actor=self._actor, ae_title=self._ae_title(destination),
+                destination=destination, results=reopened,
+            )  # fmt: skip
 
     # -- by hand
 
@@ -195,8 +208,9 @@ class Outbox:
             _update(c, [d], transaction_uid=transaction_uid, not_before=now + wait)
         for study, of_study in groupby(asked, lambda d: d.made.study_instance_uid):
             ledger.append(
-                c, "commitment_requested", actor=self._actor, study_instance_uid=study, destination=destination,
-                transaction_uid=transaction_uid, sop_instance_uids=[d.made.sop_instance_uid for d in of_study],
+                c, "commitment_requested", actor=self._actor, study_instance_uid=study,
+                ae_title=self._ae_title(destination), destination=destination, transaction_uid=transaction_uid,
+                sop_instance_uids=[d.made.sop_instance_uid for d in of_study],
             )  # fmt: skip
         return asked
 
@@ -207,8 +221,8 @@ class Outbox:
         mine = and_(_in_state(destination, SENT), delivery.c.transaction_uid == transaction_uid)
         c.execute(update(delivery).where(mine).values(not_before=not_before, status=status))
         ledger.append(
-            c, "commitment_postponed", actor=self._actor, destination=destination, transaction_uid=transaction_uid,
-            status=status,
+            c, "commitment_postponed", actor=self._actor, ae_title=self._ae_title(destination),
+            destination=destination, transaction_uid=transaction_uid, status=status,
         )  # fmt: skip
 
     def answered(
@@ -248,11 +262,16 @@ class Outbox:
         _update(c, [d], state=state, status=status, **over)
         self._audit(c, "commitment_failed", d, status=status, resend=state == PENDING)
 
-    def _audit(self, c: Connection, kind: str, d: Delivery, **detail: object) -> None:
+    def _audit(self, c: Connection, kind: str, d: Delivery, **detail: Any) -> None:
         ledger.append(
-            c, kind, actor=self._actor, study_instance_uid=d.made.study_instance_uid, destination=d.destination,
-            sop_instance_uid=d.made.sop_instance_uid, **detail,
+            c, kind, actor=self._actor, study_instance_uid=d.made.study_instance_uid,
+            sop_instance_uid=d.made.sop_instance_uid, ae_title=self._ae_title(d.destination),
+            outcome=Outcome.FAILED.value if kind.endswith("_failed") else None, destination=d.destination, **detail,
         )  # fmt: skip
+
+    def _ae_title(self, destination: str) -> str:
+        """Of what has no name in the configuration, its name begins with it: AET@host:port."""
+        return self._ae_titles.get(destination) or "@".join(destination.split("@")[:-1])
 
 
 def _in_state(destination: str, state: str) -> ColumnElement[bool]:

@@ -1,13 +1,19 @@
-"""What an operator sees of the queue: jobs and their deliveries, without patient data."""
+"""What an operator and the machines that watch the node see of the queue: without patient data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
 
-from cxrnode.store.schema import delivery, instance, job, result
+from cxrnode.store.outbox import PENDING, REFUSED
+from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, ROUTINE, STAT
+from cxrnode.store.schema import delivery, instance, job, ledger, result
+from cxrnode.types import Outcome
 
 _JOB_COLUMNS = (
     job.c.id, job.c.state, job.c.priority, job.c.attempts, job.c.outcome, job.c.reason, job.c.detail,
@@ -59,3 +65,88 @@ def totals(c: Connection) -> dict[tuple[str, ...], int]:
     for destination, state, n in c.execute(select(*per, func.count()).group_by(*per)):
         found["delivery", destination, state] = n
     return found
+
+
+# --- for the machines that watch: asked every few seconds, so that nothing here grows with what is done ---------------
+
+MOST = 10_000  # to which is counted, in a few milliseconds: SQLite lets nobody write meanwhile
+_PAGE = 5_000
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+_DELIVERIES = {
+    "delivered": "delivered",
+    "delivery_postponed": "postponed",
+    "delivery_failed": "refused",
+    "committed": "committed",
+    "commitment_failed": "not_committed",
+}  # kind of ledger record -> what became of a delivery
+
+
+def _up_to_most(condition: ColumnElement[bool]) -> Any:
+    return select(func.count()).select_from(select(1).where(condition).limit(MOST).subquery())
+
+
+_OPEN_JOBS = _up_to_most(job.c.state == bindparam("state"))
+_AT = delivery.c.destination == bindparam("where")
+_OPEN_DELIVERIES = _up_to_most(_AT & (delivery.c.state == bindparam("state")))
+_OLDEST = (
+    select(instance.c.received_at)
+    .join(job, job.c.id == instance.c.id)
+    .where(job.c.state == bindparam("state"), job.c.priority == bindparam("priority"))
+    .order_by(job.c.id)
+    .limit(1)
+)
+_NEWEST = select(func.max(ledger.c.seq))
+_SINCE = (
+    select(ledger.c.seq, ledger.c.kind, ledger.c.detail)
+    .where(ledger.c.seq > bindparam("seq"))
+    .order_by(ledger.c.seq)
+    .limit(_PAGE)
+)
+
+
+def open_jobs(c: Connection) -> dict[str, int]:
+    """How many images are in each state that is not their last, up to MOST."""
+    return {s: c.execute(_OPEN_JOBS, {"state": s}).scalar_one() for s in (RECEIVED, CLAIMED, ANALYSED)}
+
+
+def open_deliveries(c: Connection, destinations: Iterable[str]) -> dict[tuple[str, str], int]:
+    """(destination, state) -> how many results wait to be sent or were refused, up to MOST."""
+    pairs = [(d, state) for d in destinations for state in (PENDING, REFUSED)]
+    return {(d, s): c.execute(_OPEN_DELIVERIES, {"where": d, "state": s}).scalar_one() for d, s in pairs}
+
+
+def oldest_waiting(c: Connection) -> dict[int, float]:
+    """Priority -> when the first image came that is not analysed yet, seconds since 1970; none where none waits."""
+    found = {}
+    for priority in (STAT, ROUTINE):
+        asked = [{"state": state, "priority": priority} for state in (RECEIVED, CLAIMED)]
+        times = [t for values in asked if (t := c.execute(_OLDEST, values).scalar_one_or_none()) is not None]
+        if times:
+            found[priority] = min(times)
+    return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What happened since it was begun, by the ledger: every record counts once, whichever process wrote it."""
+
+    seq: int  # of the last record that was counted
+    events: Counter[str] = field(default_factory=Counter)  # by kind
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason)
+    deliveries: Counter[tuple[str, str]] = field(default_factory=Counter)  # (destination, what became of it)
+
+    @classmethod
+    def begin(cls, c: Connection) -> Tally:
+        return cls(seq=c.execute(_NEWEST).scalar_one() or 0)
+
+    def go_on(self, c: Connection) -> bool:
+        """Count a page of what came since. False: that was all."""
+        rows = c.execute(_SINCE, {"seq": self.seq}).all()
+        for seq, kind, detail in rows:
+            self.seq = seq
+            self.events[kind] += 1
+            if kind in _OUTCOMES:
+                self.outcomes[kind, json.loads(detail).get("reason", "")] += 1
+            elif kind in _DELIVERIES:
+                self.deliveries[json.loads(detail)["destination"], _DELIVERIES[kind]] += 1
+        return len(rows) == _PAGE

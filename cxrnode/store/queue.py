@@ -7,6 +7,7 @@ its time, not by its owner's death, and whoever lost it can no longer write.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ RECEIVED, CLAIMED, ANALYSED, REPORTED = (state.value for state in JobState)
 STAT, ROUTINE = 0, 1
 ENGINE = "engine"  # setting: what the analyse stage verified last
 FALLBACK = "engine_fallback"  # setting: why the CPU works in the GPU's place; None where it does not
+# setting: how many starts of this host with its GPU were not ended by themselves, in a row; the key has 64 letters
+GPU_STARTS = f"gpu_starts {socket.gethostname()}"[:64]
 _SUSPECT = 3  # claims that ended without a finding (a killed process, a lost lease), after which it is analysed alone
 MAX_ATTEMPTS = _SUSPECT + 5  # only deaths with it alone in hand speak against an image, and one may be anybody's kill
 _ROUTINE_SHARE = 4  # one in so many of a claim is routine, however many STAT images wait
@@ -163,6 +166,12 @@ class Queue:
             self._insert(c, row, state)
             if item.rejection:
                 self._audit_outcome(c, item.path, None, item.rejection.reason.outcome, item.rejection)
+            elif h := item.header:
+                ledger.append(
+                    c, "scanned", actor=self._actor, study_instance_uid=h.study_instance_uid,
+                    sop_instance_uid=h.sop_instance_uid, patient_id=h.patient_id, accession_number=h.accession_number,
+                    path=item.path,
+                )  # fmt: skip
 
     def receive(self, c: Connection, received: Sequence[ReceivedInstance]) -> list[Receipt]:
         """Take in instances that lie safe in the spool; committed with this transaction, they may be acknowledged."""
@@ -173,8 +182,9 @@ class Queue:
         receipt = Receipt.DUPLICATE if r.sha256 in same else Receipt.CONFLICT if same else Receipt.NEW
         ledger.append(
             c, "received", actor=self._actor, study_instance_uid=r.study_instance_uid,
-            sop_instance_uid=r.sop_instance_uid, sha256=r.sha256, size_bytes=r.size_bytes, receipt=receipt.value,
-            calling_aet=r.peer.calling_aet, called_aet=r.peer.called_aet, host=r.peer.host,
+            sop_instance_uid=r.sop_instance_uid, ae_title=r.peer.calling_aet, patient_id=r.patient_id,
+            accession_number=r.accession_number, outcome=receipt.value, sha256=r.sha256, size_bytes=r.size_bytes,
+            called_aet=r.peer.called_aet, host=r.peer.host, path=r.path.as_posix(),
         )  # fmt: skip
         if receipt is Receipt.DUPLICATE:
             return receipt
@@ -232,6 +242,14 @@ class Queue:
         )
         return [Job(**row) for row in c.execute(query).mappings()]
 
+    def record_claims(self, c: Connection, jobs: Iterable[Job]) -> None:
+        """In the transaction of their claim, which must then have begun alone."""
+        for claimed in jobs:
+            ledger.append(
+                c, "claimed", actor=self._actor, study_instance_uid=claimed.study_instance_uid,
+                sop_instance_uid=claimed.sop_instance_uid, path=claimed.path, attempt=claimed.attempts,
+            )  # fmt: skip
+
     def _due(self, c: Connection, query: Select[Any], lease: Lease, limit: int, **values: int) -> list[int]:
         return list(c.execute(query, {"limit": limit, **lease.times, **values}).scalars())
 
@@ -282,7 +300,8 @@ class Queue:
             return False
         c.execute(_DIGEST, {"job_id": finding.job.id, "pixel_digest": finding.pixel_digest})
         if finding.capture:
-            add_result(c, finding.capture, actor=self._actor, instance_id=finding.job.id)
+            source = (finding.job.sop_instance_uid, finding.pixel_digest)
+            add_result(c, finding.capture, actor=self._actor, instance_id=finding.job.id, sources=[source])
         self._audit_outcome(
             c, finding.job.path, finding.job.study_instance_uid, finding.outcome, finding.rejection or finding.note,
             sop_instance_uid=finding.job.sop_instance_uid, pixel_digest=finding.pixel_digest,
@@ -301,7 +320,10 @@ class Queue:
     ) -> None:
         reason = {"reason": why.reason.value, "why": why.detail} if why else {}
         known = {k: v for k, v in detail.items() if v is not None}
-        ledger.append(c, outcome.value, actor=self._actor, study_instance_uid=study_uid, path=path, **reason, **known)
+        ledger.append(
+            c, outcome.value, actor=self._actor, study_instance_uid=study_uid, outcome=outcome.value, path=path,
+            **reason, **known,
+        )  # fmt: skip
 
     # -- by hand
 
@@ -312,9 +334,13 @@ class Queue:
         """
         again = {"state": RECEIVED, "attempts": 0, "not_before": 0.0, "lease_owner": None, "lease_until": None}
         chosen = job.c.id.in_(job_ids) & job.c.state.in_((ANALYSED, REPORTED)) & job.c.study_instance_uid.is_not(None)
-        rows = c.execute(select(job.c.id, job.c.study_instance_uid).where(chosen)).all()
+        columns = (job.c.id, job.c.study_instance_uid, instance.c.sop_instance_uid)
+        rows = c.execute(select(*columns).join(instance, instance.c.id == job.c.id).where(chosen)).all()
         for row in rows:
-            ledger.append(c, "retried", actor=self._actor, study_instance_uid=row.study_instance_uid, job=row.id)
+            ledger.append(
+                c, "retried", actor=self._actor, study_instance_uid=row.study_instance_uid,
+                sop_instance_uid=row.sop_instance_uid, job=row.id,
+            )  # fmt: skip
         c.execute(update(job).where(chosen).values(**again))
         return [row.study_instance_uid for row in rows]
 
@@ -329,8 +355,11 @@ class Queue:
     def _bury(self, c: Connection, job_id: int, why: Rejection) -> None:
         columns = {"state": ANALYSED, "lease_owner": None, "lease_until": None, **rejection_columns(why)}
         c.execute(update(job).where(job.c.id == job_id).values(**columns))
-        row = c.execute(select(instance.c.path, instance.c.study_instance_uid).where(instance.c.id == job_id)).one()
-        self._audit_outcome(c, row.path, row.study_instance_uid, Outcome.FAILED, why)
+        named = (instance.c.path, instance.c.study_instance_uid, instance.c.sop_instance_uid)
+        row = c.execute(select(*named).where(instance.c.id == job_id)).one()
+        self._audit_outcome(
+            c, row.path, row.study_instance_uid, Outcome.FAILED, why, sop_instance_uid=row.sop_instance_uid
+        )
 
     # -- settings
 

@@ -20,11 +20,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from cxrnode.store.triggers import keep_append_only
 
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -156,6 +157,18 @@ commitment_request = Table(
     Column("answered_at", Float),
 )
 
+# every record has the first two
+LEDGER_KEYS = (
+    "at", "kind", "study_instance_uid", "sop_instance_uid", "ae_title", "patient_id", "accession_number", "outcome",
+)  # fmt: skip
+
+
+def found_by(key: str) -> Index:
+    """By this key, in the order of the chain. Records that do not have it cost nothing."""
+    there = None if key in LEDGER_KEYS[:2] else text(f"{key} IS NOT NULL")
+    return Index(f"ix_ledger_{key}", key, "seq", sqlite_where=there, postgresql_where=there)
+
+
 ledger = Table(
     "ledger",
     metadata,
@@ -167,8 +180,14 @@ ledger = Table(
     Column("detail", Text, nullable=False),  # canonical JSON, the text that was hashed
     Column("prev_hash", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+    # what it is found by, where it says so; in this order at the end, as the migration adds them
+    Column("sop_instance_uid", String(64)),
+    Column("ae_title", String(64)),  # of the peer, who may send what is no AE title
+    Column("patient_id", String(64)),
+    Column("accession_number", String(64)),
+    Column("outcome", String(16)),
     UniqueConstraint("hash"),
-    Index("ix_ledger_study", "study_instance_uid"),
+    *(found_by(key) for key in LEDGER_KEYS),
 )
 
 keep_append_only(ledger)

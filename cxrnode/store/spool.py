@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from cxrnode.errors import StorageFullError, StoreError
+from engines.files import whole
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -24,20 +23,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Temporary file, fsync, rename, fsync of the folder. Raises StorageFullError; leaves no partial file."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as f:
-                yield f
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync_folder(path.parent)
+    """A file that is there, and durable, once it is closed without an error (see engines.files.whole).
+
+    Raises StorageFullError; leaves no partial file.
+    """
+    with storage_errors(path), whole(path) as part, part.open("wb") as f:
+        yield f
 
 
 def sweep_partial(folder: Path) -> None:
@@ -66,11 +57,3 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         except BlockingIOError:
             raise StoreError(busy) from None
         yield
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -90,11 +90,13 @@ class Studies:
     def _study(self, c: Connection, row: Any) -> Study:
         uid = row.study_instance_uid
         rows = c.execute(_IMAGES, {"study": uid}).all()
-        images = [_stored_image(r) for r in rows]
+        images = [(_stored_image(r), (r.sop_instance_uid, r.pixel_digest)) for r in rows]
+        told = [(i, source) for i, source in images if i.rejection is None or i.rejection.reason.in_report]
         return Study(
             study_instance_uid=uid,
             job_ids=tuple(r.id for r in rows if r.state == ANALYSED),
-            images=tuple(i for i in images if i.rejection is None or i.rejection.reason.in_report),
+            images=tuple(i for i, _ in told),
+            sources=tuple(source for _, source in told),
             last_received_at=row.last_received_at,
             stat=any(r.priority == STAT for r in rows),
             earlier=tuple(result_object(r) for r in c.execute(_SRS, {"study": uid})),
@@ -121,7 +123,10 @@ class Studies:
             return None
         if sr:
             before = reported.predecessor_of(sr.sop_instance_uid)
-            add_result(c, sr, actor=self._actor, predecessor_uid=before.sop_instance_uid if before else None)
+            add_result(
+                c, sr, actor=self._actor, predecessor_uid=before.sop_instance_uid if before else None,
+                sources=reported.sources,
+            )  # fmt: skip
         _close(c, reported)
         return [*([sr.sop_instance_uid] if sr else []), *c.execute(_CAPTURES, {"study": uid}).scalars()]
 
@@ -132,7 +137,10 @@ class Studies:
             return False
         in_report = job.c.id.in_(failed.job_ids) & (job.c.outcome == Outcome.ANALYSED.value)
         c.execute(update(job).where(in_report).values(**rejection_columns(rejection)))
-        ledger.append(c, "report_failed", actor=self._actor, study_instance_uid=uid, why=rejection.text)
+        ledger.append(
+            c, "report_failed", actor=self._actor, study_instance_uid=uid, outcome=Outcome.FAILED.value,
+            why=rejection.text,
+        )  # fmt: skip
         _close(c, failed)
         return True
 

@@ -144,9 +144,7 @@ def stage_seconds(archive: Path, out: Path) -> dict[str, float]:
     inferring, outputs = cpu_seconds(lambda: [engine.infer(to_batch([i.pixels for i in b])) for b in batches])
     cams = np.concatenate([o.cam for o in outputs])
     probabilities = np.concatenate([o.probabilities for o in outputs])
-    context = ReportContext(
-        bundle=bundle, engine=engine.name, analysed_at=datetime.now().astimezone(), software_version=__version__
-    )
+    context = ReportContext(bundle=bundle, analysed_at=datetime.now().astimezone(), software_version=__version__)
     output = Output(root=Path(fresh(out)))
 
     def write() -> None:

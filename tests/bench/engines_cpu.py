@@ -1,7 +1,8 @@
-"""onnxruntime or OpenVINO on this processor? `python -m tests.bench.engines_cpu [BUNDLE]` prints a table.
+"""Which engine on this processor? `python -m tests.bench.engines_cpu [BUNDLE]` prints a table.
 
-Both in float32 (OpenVINO's own default is bfloat16 where the processor has it: asserted off), on the same threads, each
-in a process of its own for its memory, in interleaved rounds so that a busy machine disturbs both; the best counts.
+onnxruntime and OpenVINO in float32 (OpenVINO's own default is bfloat16 where the processor has it: asserted off), and
+OpenVINO in each precision that the bundle accepts: on the same threads, each in a process of its own for its memory, in
+interleaved rounds so that a busy machine disturbs all of them; the best counts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,40 +19,55 @@ from typing import Any
 import numpy as np
 import psutil
 
-from engines.bundle import load_bundle
+from engines.base import EngineError
+from engines.bundle import Bundle, load_bundle
+from engines.cpu import CpuEngine
+from engines.cpu_low import LowCpuEngine, LowPrecision
 
-BATCHES = (1, 8, 16, 32)
-ROUNDS, LEAST_S = 5, 0.4
+BATCHES = (1, 8, 32)
+ROUNDS, LEAST_S = 2, 1.0
 Run = Callable[[Any], Any]
 
 
-def _onnxruntime(model: str, threads: int) -> Run:
-    import onnxruntime as ort
-
-    from engines.cpu import INPUT, OUTPUTS, _options
-
-    session = ort.InferenceSession(model, _options(threads), providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(OUTPUTS, {INPUT: batch})[0]
+def _onnxruntime(bundle: Bundle, threads: int) -> Run:
+    engine = CpuEngine(bundle, threads=threads)
+    engine.activate()
+    return lambda batch: engine.infer(batch).probabilities
 
 
-def _openvino(model: str, threads: int) -> Run:
+def _openvino(bundle: Bundle, threads: int) -> Run:
     import openvino as ov
 
     wanted = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = ov.Core().compile_model(model, "CPU", wanted)
+    compiled = ov.Core().compile_model(bundle.model_path, "CPU", wanted)
     if compiled.get_property("INFERENCE_PRECISION_HINT") != ov.Type.f32:
-        raise SystemExit("OpenVINO does not run in float32")
+        raise EngineError("OpenVINO does not run in float32")
     request = compiled.create_infer_request()
     return lambda batch: request.infer([batch])[0].copy()
 
 
-ENGINES: dict[str, Callable[[str, int], Run]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+def _low(precision: LowPrecision, bundle: Bundle, threads: int) -> Run:
+    engine = LowCpuEngine(bundle, precision, threads=threads)
+    engine.activate()
+    return lambda batch: engine.infer(batch).probabilities
 
 
-def _serve(pipe: Connection, engine: str, model: str, threads: int) -> None:
-    """Answer each batch with (seconds of one run, probabilities, bytes resident)."""
+ENGINES: dict[str, Callable[[Bundle, int], Run]] = {
+    "onnxruntime": _onnxruntime,
+    "OpenVINO": _openvino,
+    **{f"OpenVINO {precision}": partial(_low, precision) for precision in LowPrecision},
+}
+
+
+def _serve(pipe: Connection, engine: str, name: str, threads: int) -> None:
+    """Say "" or why it cannot run; then answer each batch with (seconds of one run, probabilities, bytes resident)."""
     before = psutil.Process().memory_info().rss
-    run = ENGINES[engine](model, threads)
+    try:
+        run = ENGINES[engine](load_bundle(name), threads)
+    except EngineError as e:
+        pipe.send(str(e))
+        return
+    pipe.send("")
     while (batch := pipe.recv()) is not None:
         p, best, began = run(batch), float("inf"), time.perf_counter()
         while time.perf_counter() - began < LEAST_S:
@@ -60,29 +77,41 @@ def _serve(pipe: Connection, engine: str, model: str, threads: int) -> None:
         pipe.send((best, p, psutil.Process().memory_info().rss - before))
 
 
-def main() -> None:
-    bundle = load_bundle(sys.argv[1] if len(sys.argv) > 1 else "default")
-    threads, shape = len(os.sched_getaffinity(0)), bundle.manifest.input
+def _started(name: str, threads: int) -> dict[str, Connection]:
+    """A pipe to each engine that runs here; the others say why not."""
     context, pipes = get_context("spawn"), {}
     for engine in ENGINES:
         ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, engine, str(bundle.model_path), threads), daemon=True).start()
-        pipes[engine] = ours
-    print(f"{bundle.name} {shape.rows}x{shape.columns}, {threads} threads, float32, best of {ROUNDS} rounds")
-    print("| batch | " + " | ".join(f"{e} images/s | {e} MiB" for e in ENGINES) + " | largest difference |")
-    print("|---" * (2 + 2 * len(ENGINES)) + "|")
+        context.Process(target=_serve, args=(theirs, engine, name, threads), daemon=True).start()
+        if why := ours.recv():
+            print(f"{engine} is not measured: {why}")
+        else:
+            pipes[engine] = ours
+    return pipes
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "default"
+    bundle, threads = load_bundle(name), len(os.sched_getaffinity(0))
+    shape, pipes = bundle.manifest.input, _started(name, threads)
+    print(
+        f"{bundle.name} {shape.rows}x{shape.columns}, {threads} threads, float32 or as named, best of {ROUNDS} rounds"
+    )
+    print("| batch | " + " | ".join(f"{e} images/s | x | MiB" for e in pipes) + " | largest differences |")
+    print("|---" * (2 + 3 * len(pipes)) + "|")
     for n in BATCHES:
         batch = np.random.default_rng(n).standard_normal((n, shape.channels, shape.rows, shape.columns), np.float32)
         answers = [_round(pipes, batch) for _ in range(ROUNDS)]
-        best = {e: min(a[e][0] for a in answers) for e in ENGINES}
-        off = np.ptp([answers[0][e][1] for e in ENGINES], axis=0).max()
-        cells = [f"{n / best[e]:.1f} | {answers[-1][e][2] / 2**20:.0f}" for e in ENGINES]
-        print(f"| {n} | {' | '.join(cells)} | {off:.1g} |", flush=True)
+        best = {e: min(a[e][0] for a in answers) for e in pipes}
+        first = next(iter(pipes))
+        off = (f"{np.abs(answers[0][e][1] - answers[0][first][1]).max():.1g}" for e in pipes if e != first)
+        cells = [f"{n / best[e]:.1f} | {best[first] / best[e]:.2f} | {answers[-1][e][2] / 2**20:.0f}" for e in pipes]
+        print(f"| {n} | {' | '.join(cells)} | {', '.join(off)} |", flush=True)
     for pipe in pipes.values():
         pipe.send(None)
 
 
-def _round(pipes: dict[str, Any], batch: Any) -> dict[str, Any]:
+def _round(pipes: dict[str, Connection], batch: Any) -> dict[str, Any]:
     answers = {}
     for engine, pipe in pipes.items():
         pipe.send(batch)

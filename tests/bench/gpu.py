@@ -71,7 +71,7 @@ def end_to_end(engine: TensorRtEngine, bundle: Bundle) -> float:
     films = [np.random.default_rng(i).random(FILM, np.float32) for i in range(8)]
 
     def run() -> int:
-        images = [prepare(film, shape.rows, shape.columns) for film in films]
+        images = [prepare(film, shape.rows, shape.columns, equalise=shape.equalise) for film in films]
         return len(engine.infer(to_batch(images, shape.channels)))
 
     return best_rate(run)

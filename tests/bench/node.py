@@ -147,7 +147,7 @@ def ledger_times(node: Node, study: str) -> dict[str, float]:
     found = rows(
         node,
         "SELECT l.kind, l.at FROM ledger l LEFT JOIN result r ON r.sop_instance_uid = "
-        "json_extract(l.detail, '$.sop_instance_uid') WHERE l.study_instance_uid = "
+        "l.sop_instance_uid WHERE l.study_instance_uid = "
         f"'{study}' AND (l.kind = 'analysed' OR (l.kind IN ('report_made', 'delivered') AND r.kind = 'sr'))",
     )
     return {kind: datetime.fromisoformat(at).timestamp() for kind, at in found}

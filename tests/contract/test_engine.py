@@ -14,8 +14,9 @@ pytest.importorskip("onnx")
 
 from engines.base import Engine, EngineError
 from engines.bundle import Bundle
+from engines.cpu_low import LowPrecision
 from engines.load import make_engine
-from tests.contract.tiny import tiny_batch, tiny_bundle
+from tests.contract.tiny import accepted, tiny_batch, tiny_bundle
 from tests.support.real_gpu import NETWORKS, gpu_engine, missing_gpu
 from tests.support.simulated_gpu import simulated, simulated_engine, simulation
 
@@ -23,13 +24,21 @@ Make = Callable[[Bundle], Engine]
 ENGINES: dict[str, Make] = {
     "cpu": lambda bundle: make_engine("cpu", bundle),
     "auto": lambda bundle: make_engine("auto", bundle),
+    "cpu-int8": lambda bundle: make_engine("cpu-int8", accepted(bundle, LowPrecision.INT8)),
 }
 # In the process that test_simulated_gpu.py starts, where the device works at once or as late as it may.
 SIMULATED: dict[str, Make] = {"tensorrt, eager streams": simulated_engine, "tensorrt, lazy streams": simulated_engine}
-
-
+# Where the processor has it.
+BF16: dict[str, Make] = {"cpu-bf16": lambda bundle: make_engine("cpu-bf16", accepted(bundle, LowPrecision.BF16))}
 # On a machine with a GPU (tests/gpu says where there is none, and why).
 ON_GPU: dict[str, Make] = {f"gpu, {network}": partial(gpu_engine, network) for network in NETWORKS}
+
+
+def missing_bf16() -> str:
+    """Why the processor cannot run it; "" where it can."""
+    openvino = pytest.importorskip("openvino")
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "" if "BF16" in able else f"this processor computes in {', '.join(able)} and not in bfloat16"
 
 
 def kinds() -> Iterator[str | ParameterSet]:
@@ -37,6 +46,7 @@ def kinds() -> Iterator[str | ParameterSet]:
         yield from SIMULATED
         return
     yield from ENGINES
+    yield pytest.param("cpu-bf16", marks=pytest.mark.skipif(bool(missing_bf16()), reason=missing_bf16()))
     if not missing_gpu():
         yield from (pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)
 
@@ -48,7 +58,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         yield SIMULATED[request.param]
         simulation().lazy(False)
     else:
-        yield (ENGINES | ON_GPU)[request.param]
+        yield (ENGINES | BF16 | ON_GPU)[request.param]
 
 
 @pytest.fixture
@@ -130,7 +140,8 @@ def test_only_an_active_engine_infers(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [("probabilities", "0.01"), ("cam", "Grad-CAM differs by"), ("class_index", "classes")]
+    ("spoil", "words"),
+    [("probabilities", "ties differ by 0.1"), ("cam", "Grad-CAM differs by"), ("class_index", "classes")],
 )
 def test_an_engine_that_fails_the_golden_check_does_not_start(
     make: Make, tmp_path: Path, spoil: str, words: str
@@ -143,5 +154,5 @@ def test_an_engine_that_fails_the_golden_check_does_not_start(
 
 
 def test_a_name_says_what_ran(engine: Engine) -> None:
-    assert "fp32" in engine.name
+    assert engine.name.split()[-1] in {"fp32", "bf16", "int8"}
     assert any(c.isdigit() for c in engine.name)

@@ -8,7 +8,14 @@ import pytest
 
 from tests.support.simulated_gpu import run_simulated, simulated, simulated_or_skip
 
-TESTS = ("tests/contract/test_engine.py", "tests/faults/test_gpu_faults.py", "tests/faults/test_gpu_choice.py")
+TESTS = (
+    "tests/contract/test_engine.py",
+    "tests/faults/test_gpu_faults.py",
+    "tests/faults/test_gpu_choice.py",
+    "tests/faults/test_gpu_compile.py",
+    "tests/faults/test_gpu_shadow.py",
+    "tests/faults/test_gpu_starts.py",
+)
 
 
 @pytest.mark.skipif(simulated(), reason="this is that process")

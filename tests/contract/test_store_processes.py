@@ -24,7 +24,7 @@ def append(where: Path | str, number: int) -> list[int]:
     database, sequence = Database(where), []
     for n in range(RECORDS):
         with database.begin(shared=n % 2 == 0) as c:  # the chain holds whoever begins, and how
-            sequence.append(ledger.append(c, "test", actor=str(number), n=n).seq)
+            sequence.append(ledger.append(c, "test", actor=str(number), n=n))
     database.close()
     return sequence
 

@@ -78,6 +78,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
         "report: after 5 s without a new image; what is not analysed: report",
         "destination pacs: ORTHANC at 127.0.0.1:14242, storage commitment, TLS",
         "http: http://127.0.0.1:8080/healthz /readyz /metrics",
+        f"audit: the ledger is anchored in {tmp_path / 'anchors.jsonl'}, every 10000 records or 24 hours",
         "retention: received files go 7 days after their results are committed",
     ]
 
@@ -90,6 +91,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
         ('host = "127.0.0.1"\nport = 14242', 'host = "pacs.example"\nport = 14242', "destination pacs without tls"),
         ('bind = "127.0.0.1"\nport = 8080', 'bind = "10.0.0.1"\nport = 8080', "http.bind = 10.0.0.1"),
         ("disk_watermark_mb = 2048", "disk_watermark_mb = 0", "fills the disk"),
+        ('#anchor_file = "', 'anchor_file = "var/', "lies beside the ledger"),
     ],
 )  # fmt: skip
 def test_each_danger_is_told(tmp_path: Path, old: str, new: str, warning: str) -> None:

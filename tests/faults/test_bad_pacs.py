@@ -50,7 +50,7 @@ def delivering(database: Database, root: Path, *destinations: Destination) -> It
 def delivered(database: Database) -> list[object]:
     with database.begin() as c:
         assert ledger.first_broken(c) is None
-        return [e.detail["sop_instance_uid"] for e in ledger.events(c) if e.kind == "delivered"]
+        return [e.sop_instance_uid for e in ledger.events(c) if e.kind == "delivered"]
 
 
 def all_sent(database: Database, destination: Destination) -> bool:

@@ -6,11 +6,8 @@ ones. Only what needs a device stands in for TensorRT's: building a plan, and th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +18,15 @@ from typer.testing import CliRunner
 
 pytest.importorskip("onnx")
 
-import engines.load
-import engines.trt_build
 from cxrnode.cli.main import app
 from engines.base import Engine, EngineError
-from engines.bundle import MODEL, Bundle, load_bundle
+from engines.bundle import Bundle, load_bundle
 from engines.check import UnusableEngineError
 from engines.cpu import CpuEngine
-from engines.load import make_engine, plans_folder
-from engines.plan import Machine, Plan, Precision, Sidecar, plan_path, write_plan
-from engines.trt_run import OpenContext
+from engines.load import plans_folder
+from engines.plan import plan_path
 from tests.contract.tiny import seal, tiny_batch, tiny_bundle, write_tiny
-from tests.support.execution_context import OnnxContext, plan_of
+from tests.support.planned_gpu import PlannedGpu, brought_up, planned_gpu
 from tests.support.simulated_gpu import ELSEWHERE, simulated, simulation
 
 if not simulated():
@@ -41,61 +35,15 @@ if not simulated():
 LOST = 719  # CUDA_ERROR_LAUNCH_FAILED
 
 
-@dataclass(slots=True, kw_only=True)
-class Gpu:
-    """What stands in for TensorRT: how often it built, and by how much each context that it opens errs."""
-
-    off: list[float] = field(default_factory=list)  # of the first contexts; the later ones are right
-    built: list[Precision] = field(default_factory=list)
-    raises: Exception | None = None  # by the builder
-    films: int = 0  # that the builder was given
-
-    def build(
-        self, trt: Any, bundle: Bundle, machine: Machine, precision: Precision, folder: Path, *, images: Any = None
-    ) -> Plan:
-        self.built.append(precision)
-        self.films += sum(map(len, images or ()))
-        if self.raises:
-            raise self.raises
-        data = plan_of(bundle.model_path)
-        sidecar = Sidecar(
-            bundle=bundle.name, bundle_digest=bundle.digest, onnx_sha256=bundle.manifest.files[MODEL],
-            plan_sha256=hashlib.sha256(data).hexdigest(), **asdict(machine), precision=precision, optimal=8,
-            largest=8, hardware_compatibility="none", built_at=datetime.now(UTC),
-        )  # fmt: skip
-        return write_plan(folder, bundle, sidecar, data)
-
-    def opener(self, trt: Any) -> OpenContext:
-        def open_context(plan: bytes) -> OnnxContext:
-            context = OnnxContext(plan, largest=8, gpu=simulation())
-            context.off = self.off.pop(0) if self.off else 0.0
-            return context
-
-        return open_context
-
-
 @pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    gpu = Gpu()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engines.trt_build, "build_engine", gpu.build)
-    monkeypatch.setattr(engines.load, "context_opener", gpu.opener)
-    yield gpu
-    simulation().fail(0, 0)
-    assert not any(simulation().live()[name] for name in ("device", "host", "stream", "event", "context"))
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedGpu]:
+    with planned_gpu(tmp_path, monkeypatch) as gpu:
+        yield gpu
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return tiny_bundle(tmp_path)
-
-
-def brought_up(bundle: Bundle, kind: str = "auto") -> tuple[Engine, list[str]]:
-    """An active engine, and why it is not the GPU's, if it is not."""
-    told: list[str] = []
-    engine = make_engine(kind, bundle, on_fallback=told.append)
-    engine.activate()
-    return engine, told
 
 
 def name_of(engine: Engine) -> str:
@@ -115,7 +63,7 @@ def engine_folder(engine: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["auto", "tensorrt"])
-def test_a_plan_is_built_once_and_then_read(gpu: Gpu, bundle: Bundle, kind: str) -> None:
+def test_a_plan_is_built_once_and_then_read(gpu: PlannedGpu, bundle: Bundle, kind: str) -> None:
     for _ in range(2):
         engine, told = brought_up(bundle, kind)
         assert name_of(engine).startswith("gpu tensorrt")
@@ -126,7 +74,7 @@ def test_a_plan_is_built_once_and_then_read(gpu: Gpu, bundle: Bundle, kind: str)
 
 @pytest.mark.parametrize("fault", ["driver", "truncated", "no sidecar"])
 def test_a_plan_that_does_not_fit_is_built_again(
-    gpu: Gpu, bundle: Bundle, fault: str, caplog: pytest.LogCaptureFixture
+    gpu: PlannedGpu, bundle: Bundle, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     brought_up(bundle)[0].deactivate()
     plan = plan_path(plans_folder(), bundle, "fp32")
@@ -145,7 +93,7 @@ def test_a_plan_that_does_not_fit_is_built_again(
     assert "now building it" in caplog.text
 
 
-def test_a_plan_that_errs_is_built_again_and_used_if_it_is_right_then(gpu: Gpu, bundle: Bundle) -> None:
+def test_a_plan_that_errs_is_built_again_and_used_if_it_is_right_then(gpu: PlannedGpu, bundle: Bundle) -> None:
     brought_up(bundle)[0].deactivate()
     gpu.off = [0.01]
     engine, told = brought_up(bundle)
@@ -154,7 +102,7 @@ def test_a_plan_that_errs_is_built_again_and_used_if_it_is_right_then(gpu: Gpu, 
     assert len(gpu.built) == 2
 
 
-def test_a_plan_that_errs_again_leaves_the_work_to_the_cpu(gpu: Gpu, bundle: Bundle) -> None:
+def test_a_plan_that_errs_again_leaves_the_work_to_the_cpu(gpu: PlannedGpu, bundle: Bundle) -> None:
     brought_up(bundle)[0].deactivate()
     gpu.off = [0.01, 0.01]
     engine, told = brought_up(bundle)
@@ -169,7 +117,7 @@ def test_a_plan_that_errs_again_leaves_the_work_to_the_cpu(gpu: Gpu, bundle: Bun
 @pytest.mark.parametrize(
     "error", [EngineError("an operator is unsupported"), RuntimeError("an operator is unsupported")]
 )
-def test_a_build_that_fails_leaves_the_work_to_the_cpu(gpu: Gpu, bundle: Bundle, error: Exception) -> None:
+def test_a_build_that_fails_leaves_the_work_to_the_cpu(gpu: PlannedGpu, bundle: Bundle, error: Exception) -> None:
     gpu.raises = error
     engine, told = brought_up(bundle)
     assert name_of(engine).startswith("cpu")
@@ -179,7 +127,7 @@ def test_a_build_that_fails_leaves_the_work_to_the_cpu(gpu: Gpu, bundle: Bundle,
 
 
 def test_a_probe_that_fails_leaves_the_work_to_the_cpu(
-    gpu: Gpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    gpu: PlannedGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMCUDA_CAPABILITY", "61")
     engine, told = brought_up(bundle)
@@ -190,7 +138,7 @@ def test_a_probe_that_fails_leaves_the_work_to_the_cpu(
         brought_up(bundle, "tensorrt")
 
 
-def test_a_folder_that_others_may_write_to_is_not_trusted(gpu: Gpu, bundle: Bundle) -> None:
+def test_a_folder_that_others_may_write_to_is_not_trusted(gpu: PlannedGpu, bundle: Bundle) -> None:
     brought_up(bundle)[0].deactivate()
     plans_folder().chmod(0o777)
     engine, told = brought_up(bundle)
@@ -198,7 +146,7 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(gpu: Gpu, bundle: Bund
     assert ["others may write to" in reason for reason in told] == [True]
 
 
-def test_a_gpu_that_is_lost_midway_costs_no_image(gpu: Gpu, bundle: Bundle) -> None:
+def test_a_gpu_that_is_lost_midway_costs_no_image(gpu: PlannedGpu, bundle: Bundle) -> None:
     engine, told = brought_up(bundle)
     want = engine.infer(tiny_batch(5))
     simulation().fail(5, LOST, loses_context=True)
@@ -210,7 +158,7 @@ def test_a_gpu_that_is_lost_midway_costs_no_image(gpu: Gpu, bundle: Bundle) -> N
     assert name_of(engine).startswith("gpu")
 
 
-def test_tensorrt_alone_refuses_to_go_on_without_its_gpu(gpu: Gpu, bundle: Bundle) -> None:
+def test_tensorrt_alone_refuses_to_go_on_without_its_gpu(gpu: PlannedGpu, bundle: Bundle) -> None:
     engine, _ = brought_up(bundle, "tensorrt")
     simulation().fail(5, LOST, loses_context=True)
     for _ in range(2):
@@ -219,7 +167,7 @@ def test_tensorrt_alone_refuses_to_go_on_without_its_gpu(gpu: Gpu, bundle: Bundl
     engine.deactivate()
 
 
-def test_the_fastest_precision_with_a_tolerance_is_chosen(gpu: Gpu, bundle: Bundle, tmp_path: Path) -> None:
+def test_the_fastest_precision_with_a_tolerance_is_chosen(gpu: PlannedGpu, bundle: Bundle, tmp_path: Path) -> None:
     fp32 = bundle.manifest.tolerance["fp32"]
     seal(bundle.folder, bundle.manifest.model_copy(update={"tolerance": dict.fromkeys(("fp32", "fp16", "int8"), fp32)}))
     bundle = load_bundle(str(bundle.folder))
@@ -233,7 +181,7 @@ def test_the_fastest_precision_with_a_tolerance_is_chosen(gpu: Gpu, bundle: Bund
     assert name_of(engine).endswith("int8")
 
 
-def test_the_commands(gpu: Gpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands(gpu: PlannedGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def command(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["engine", *arguments], catch_exceptions=False)
         assert done.exit_code == 0

@@ -5,6 +5,7 @@ What is simulated, and what this cannot prove: tests/support/simulated_gpu.py.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -170,6 +171,38 @@ def test_another_thread_is_refused(sim: Simulation, bundle: Bundle) -> None:
     engine.deactivate()
     with ThreadPoolExecutor(1) as other:
         other.submit(life, engine).result()  # whichever activates it has it
+
+
+def test_an_engine_that_was_dropped_is_let_go_wherever_it_is_collected(sim: Simulation, bundle: Bundle) -> None:
+    """As after a test that failed, whose traceback held it: another thread of another engine's collects it."""
+
+    def drop() -> None:
+        engine = simulated_engine(bundle)
+        engine.activate()
+        engine.infer(tiny_batch(3))
+        cycle: list[Any] = [engine]
+        cycle.append(cycle)
+
+    def collect() -> None:
+        engine = simulated_engine(bundle, prepare=contexts.append)
+        engine.activate()
+        shaped = contexts[0].set_input_shape  # called with this engine's context current
+        contexts[0].set_input_shape = lambda *a: bool(gc.collect() or True) and shaped(*a)  # type: ignore[method-assign]
+        engine.infer(tiny_batch(3))
+        engine.deactivate()
+
+    contexts: list[OnnxContext] = []
+    gc.collect()
+    gc.disable()
+    try:
+        drop()
+        assert held(sim) != NOTHING
+        with ThreadPoolExecutor(1) as other, pytest.warns(ResourceWarning, match=r"call deactivate\(\)") as warned:
+            other.submit(collect).result()
+    finally:
+        gc.enable()
+    assert len(warned) == 1  # and none of pycuda's
+    assert held(sim) == NOTHING
 
 
 def test_two_engines_on_two_threads(sim: Simulation, bundle: Bundle) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.support.awaiting import await_true, film
 from tests.support.node import Node
 
+PATIENT_S = 180.0  # on a busy machine an attempt takes a while, and the next one waits up to half a minute
+
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
@@ -30,11 +32,11 @@ def test_a_port_that_is_taken(node: Node, tmp_path: Path) -> None:
     try:
         with socket.create_server(("127.0.0.1", node.port)):
             node.start(ready=False)
-            await_true(tried_while_all_else_is_up, lambda: node.log[-3000:])
+            await_true(tried_while_all_else_is_up, lambda: node.log[-3000:], PATIENT_S)
             # started again and again, it is never taken for one that works: what listens there is another's
             assert not any(s["ready"] for s in seen)
             assert "intake" in seen[-1]["reasons"]["stages"]
-        node.await_ready()
+        await_true(lambda: node.readiness()["ready"], lambda: node.log[-3000:], PATIENT_S)
         assert node.send(film(tmp_path, 1)) == [0]
         assert "Choose another node.port" in node.log
         assert "Traceback" not in node.log

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,25 @@ def test_the_answer_comes_after_file_rename_folders_and_commit(tmp_path: Path) -
         assert commits[-1].ended < answer.began
         assert all(call.text.endswith("= 0") for call in (file, renamed, folder, spool, commits[-1]))
         previous = answer.ended
+
+
+@pytest.mark.skipif(STRACE is None, reason="needs strace")
+def test_a_whole_file_is_on_the_disk_before_its_name_is(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "made" / "result.dcm"
+    write = (
+        f"from pathlib import Path; from cxrnode.store.spool import write_atomic as w; w(Path({str(path)!r}), b'x' * 9)"
+    )
+    command = [str(STRACE), "-f", "-y", "-qq", "-e", f"trace={CALLS}", "-o", str(trace), sys.executable, "-c", write]
+    subprocess.run(command, check=True)
+    found, part = calls(trace), rf"{path.parent}/\.result\.dcm\.\w+\.part"
+    ends = [
+        rf"write\(\d+<{part}>",
+        rf"fsync\(\d+<{part}>",
+        rf'rename\w*\(.*{part}.*"{path}"',
+        rf"fsync\(\d+<{path.parent}>",
+    ]
+    steps = [find(found, end) for end in ends]
+    assert [len(step) for step in steps] == [1, 1, 1, 1]
+    order = [(call.began, call.ended) for (call,) in steps]
+    assert all(ended < began for (_, ended), (began, _) in pairwise(order))
+    assert all(call.text.endswith(("= 0", "= 9")) for (call,) in steps)

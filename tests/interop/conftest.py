@@ -10,7 +10,9 @@ import pytest
 from tests.support.orthanc import Orthanc, missing_orthanc, running_orthanc
 from tests.support.validators import missing_validators
 
-PACKAGES = "dcmtk dicom3tools orthanc orthanc-dicomweb libpixelmed-java default-jdk-headless postgresql strace"
+PACKAGES = (
+    "dcmtk dicom3tools orthanc orthanc-dicomweb libpixelmed-java default-jdk-headless postgresql prometheus strace"
+)
 
 
 def require(missing: list[str]) -> None:

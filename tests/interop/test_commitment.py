@@ -102,5 +102,5 @@ def test_what_orthanc_lost_is_sent_again_and_then_committed(site: Site) -> None:
         wait_for(lambda: site.all_are(COMMITTED))
     assert len(site.pacs.find("Instance", SOPInstanceUID=lost)) == 1
     with site.database.begin() as c:
-        failed = [e.detail for e in ledger.events(c) if e.kind == "commitment_failed"]
-    assert [(d["sop_instance_uid"], d["status"]) for d in failed] == [(lost, "not committed: 0x0112")]
+        failed = [(e.sop_instance_uid, e.detail["status"]) for e in ledger.events(c) if e.kind == "commitment_failed"]
+    assert failed == [(lost, "not committed: 0x0112")]

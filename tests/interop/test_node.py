@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,9 @@ def test_sent_twice_is_analysed_once_and_other_bytes_are_kept_beside(
     )  # one report on both, two captures
     kept = node.rows(f"SELECT path FROM instance WHERE sop_instance_uid = '{ds.SOPInstanceUID}'")
     assert len(kept) == 2
-    receipts = node.rows("SELECT detail FROM ledger WHERE kind = 'received' AND detail LIKE '%1.2.826.0.1.55.3.%'")
-    assert [json.loads(r[0])["receipt"] for r in receipts] == ["new", "duplicate", "conflict"]
+    of_it = f"kind = 'received' AND sop_instance_uid = '{ds.SOPInstanceUID}'"
+    receipts = node.rows(f"SELECT outcome FROM ledger WHERE {of_it}")
+    assert [r[0] for r in receipts] == ["new", "duplicate", "conflict"]
 
 
 def test_the_pacs_asks_the_node_to_commit(pair: tuple[Node, Orthanc], tmp_path: Path) -> None:

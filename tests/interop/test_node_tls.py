@@ -121,4 +121,4 @@ def test_without_tls_the_tls_port_takes_nothing(tls: Tls, tmp_path: Path) -> Non
     plain: list[str | Path] = [STORESCU, "-aet", SENDER, "-aec", "CXRNODE", "127.0.0.1", str(tls.port), path]
     assert subprocess.run(plain, capture_output=True, check=False, timeout=30).returncode != 0
     assert not tls.node.rows(f"SELECT 1 FROM instance WHERE study_instance_uid = '{study_uid(4)}'")
-    assert tls.node.readiness() == {"ready": True, "reasons": {}}
+    assert tls.node.readiness()["ready"]

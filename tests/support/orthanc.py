@@ -10,8 +10,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ ORTHANC = Path("/usr/sbin/Orthanc")
 _PLUGINS = Path("/usr/share/orthanc/plugins")
 AET = "ORTHANC"
 START_SECONDS = 20.0
+_PORTS = 3000  # of each process of pytest-xdist
+_FIRST_PORT = 10_000 + _PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = cycle(range(_FIRST_PORT, _FIRST_PORT + _PORTS))
 
 
 def missing_orthanc() -> list[str]:
@@ -99,9 +103,13 @@ def running_orthanc(
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nobody listens on, each time another one. Below those that outgoing connections take, and of this
+    process of pytest-xdist alone: nobody else takes it before the test does."""
+    for port in islice(_ports, _PORTS):
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _configuration(peer: Orthanc, modalities: dict[str, Any]) -> dict[str, Any]:

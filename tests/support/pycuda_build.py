@@ -6,6 +6,7 @@ real libcuda too: `python -m tests.support.pycuda_build FOLDER` leaves it in FOL
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -58,8 +59,11 @@ def pycuda_path() -> Path | None:
     if importlib.util.find_spec("pycuda") is not None:
         return None
     folder = Path(sys.prefix) / "simulated-gpu" / f"pycuda-{VERSION}-{sys.implementation.cache_tag}"
-    if not folder.is_dir():
-        build_pycuda(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:  # several processes of the tests want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            build_pycuda(folder)
     return folder
 
 

@@ -29,7 +29,7 @@ from cxrnode.dicom.scp import (
 from cxrnode.intake import Intake
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
-from cxrnode.types import Receipt, ReceivedInstance
+from cxrnode.types import Peer, Receipt, ReceivedInstance
 
 NODE = "CXRNODE"
 PACS = "PACS"
@@ -46,6 +46,8 @@ class Node:
     database: Database
     commit_requests: list[CommitmentRequest] = field(default_factory=list)
     commit_reports: list[CommitmentReport] = field(default_factory=list)
+    associations: list[tuple[Peer, str]] = field(default_factory=list)  # with why they were rejected
+    refused: list[tuple[Peer, str, int, str]] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -95,8 +97,10 @@ def running_node(
     database = Database(folder.parent / f"{folder.name}.sqlite")
     intake = Intake(
         folder, record=recorder(database), known=knower(database), is_stat=lambda _ds, peer: peer.calling_aet == "ER",
-        watermark_bytes=watermark_bytes,
+        watermark_bytes=watermark_bytes, on_refused=lambda *told: refused.append(told),
     )  # fmt: skip
+    associations: list[tuple[Peer, str]] = []
+    refused: list[tuple[Peer, str, int, str]] = []
     requests: list[CommitmentRequest] = []
     reports: list[CommitmentReport] = []
     listener = start_listener(
@@ -108,12 +112,15 @@ def running_node(
             has_room=intake.has_room,
             commit_requested=lambda request: requests.append(request) or 0,  # type: ignore[func-returns-value]
             commit_reported=lambda report: reports.append(report) or 0,  # type: ignore[func-returns-value]
+            association=lambda *told: associations.append(told),
+            refused=lambda *told: refused.append(told),
         ),
     )
     try:
         yield Node(
-            folder=folder, listener=listener, database=database, commit_requests=requests, commit_reports=reports
-        )
+            folder=folder, listener=listener, database=database, commit_requests=requests, commit_reports=reports,
+            associations=associations, refused=refused,
+        )  # fmt: skip
     finally:
         listener.close(grace_s=5)
         database.close()

@@ -27,12 +27,7 @@ LATE_AT = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def context(bundle: Bundle | None = None, at: datetime = AT) -> ReportContext:
-    return ReportContext(
-        bundle=bundle or make_bundle(),
-        engine="cpu onnxruntime 1.31.1 fp32",
-        analysed_at=at,
-        software_version="0.1.0",
-    )
+    return ReportContext(bundle=bundle or make_bundle(), analysed_at=at, software_version="0.1.0")
 
 
 def header(raw: dict[str, tuple[str, bytes]] | None = None, **how: Any) -> Dataset:

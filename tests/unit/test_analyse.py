@@ -110,9 +110,7 @@ def test_the_queue_is_run_dry_even_where_everything_in_hand_was_rejected(tmp_pat
         [tmp_path / "in"], out=tmp_path, spool=tmp_path / "spool", database=database, queue=queue, pool=pool,
         now=1.0, on_scanned=lambda _: None,
     )  # fmt: skip
-    context = ReportContext(
-        bundle=load_bundle("default"), engine="test", analysed_at=datetime.now(UTC), software_version="0"
-    )
+    context = ReportContext(bundle=load_bundle("default"), analysed_at=datetime.now(UTC), software_version="0")
     with inference(Picky(load_bundle("default"))) as active:
         Analyser(
             database=database, queue=queue, studies=Studies("test"), outbox=Outbox("test"), pool=pool,

@@ -138,7 +138,7 @@ FAULTS = [
     ('[send.tls]\nca = "tls/ca.pem"\ncertificate = "tls/node.pem"', "send.tls.key", "both or neither"),
     ('[analyse]\nbundle = "nix"', 'analyse.bundle = "nix": no model bundle', "cxr3-lite2"),
     (f'[analyse]\nbundle = "{"x" * 300}"', "analyse.bundle", "File name too long"),
-    ('[analyse]\nengine = "gpu"', "analyse.engine = \"gpu\": should be 'auto', 'cpu' or 'tensorrt'", 'engine = "auto"'),
+    ('[analyse]\nengine = "gpu"', "should be 'auto', 'cpu', 'cpu-bf16', 'cpu-int8' or 'tensorrt'", 'engine = "auto"'),
     ("[analyse]\nbatch_size = 0", "analyse.batch_size = 0", "batch_size = 16"),
     ("analyse = { stat = [{}] }", "analyse.stat[0]: should hold either", 'stat = [{ attribute = "Requested'),
     ('analyse = { stat = [{ attribute = "Modality" }] }', "analyse.stat[0]: should hold either", "calling_ae"),

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from cxrnode import health
 from cxrnode.errors import ConfigError
-from cxrnode.health import HealthServer, Measure
+from cxrnode.health import HealthServer
 
-MEASURES = (
-    Measure("cxrnode_received_total", "Instances received.", "counter", [({"peer": 'A"B\\C\n'}, 3.0), ({}, 1.0)]),
-    Measure("cxrnode_waiting", "Jobs that wait.", "gauge", [({}, 7.0)]),
-)
+RECEIVED = CounterMetricFamily("cxrnode_received_total", "Instances received.", labels=["peer"])
+RECEIVED.add_metric(['A"B\\C\n'], 3.0)
+MEASURES = (RECEIVED, GaugeMetricFamily("cxrnode_waiting", "Jobs that wait.", 7.0))
 
 
 def fine() -> None:
@@ -29,9 +30,10 @@ def fine() -> None:
 
 def serve(
     checks: Mapping[str, Callable[[], str | None]] | None = None,
-    metrics: Callable[[], Iterator[Measure]] = lambda: iter(MEASURES),
+    metrics: Callable[[], Iterator[Metric]] = lambda: iter(MEASURES),
+    warnings: Mapping[str, Callable[[], str | None]] | None = None,
 ) -> HealthServer:
-    return HealthServer("127.0.0.1", 0, checks=checks or {"database": fine}, metrics=metrics)
+    return HealthServer("127.0.0.1", 0, checks=checks or {"database": fine}, warnings=warnings or {}, metrics=metrics)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,17 @@ def test_ready_or_why_not() -> None:
         assert ask(server, "/healthz")[0] == 200
     assert status == 503
     assert headers["Content-Type"] == "application/json"
-    assert json.loads(body) == {"ready": False, "reasons": {"disk": reasons["disk"]}}
+    assert json.loads(body) == {"ready": False, "reasons": {"disk": reasons["disk"]}, "warnings": {}}
+
+
+def test_a_warning_does_not_make_it_unready() -> None:
+    def check() -> str:
+        return "3 failures in a row"
+
+    with serve(warnings={"destination pacs": check, "fallback": fine}) as server:
+        status, _, body = ask(server, "/readyz")
+    assert status == 200
+    assert json.loads(body) == {"ready": True, "reasons": {}, "warnings": {"destination pacs": check()}}
 
 
 def test_a_check_that_raises_is_a_reason_without_its_text() -> None:
@@ -102,8 +114,7 @@ def test_metrics_are_what_prometheus_reads(server: HealthServer) -> None:
     received, waiting = text_string_to_metric_families(body.decode())
     assert (received.type, received.documentation) == ("counter", "Instances received.")
     assert [(s.name, s.labels, s.value) for s in received.samples] == [
-        ("cxrnode_received_total", {"peer": 'A"B\\C\n'}, 3.0),
-        ("cxrnode_received_total", {}, 1.0),
+        ("cxrnode_received_total", {"peer": 'A"B\\C\n'}, 3.0)
     ]
     assert [(s.name, s.value) for s in waiting.samples] == [("cxrnode_waiting", 7.0)]
 
@@ -111,7 +122,7 @@ def test_metrics_are_what_prometheus_reads(server: HealthServer) -> None:
 def test_metrics_that_fail_are_none_and_the_next_are_there() -> None:
     outcomes = iter([RuntimeError("DOE^JANE"), None])
 
-    def metrics() -> Iterator[Measure]:
+    def metrics() -> Iterator[Metric]:
         if (e := next(outcomes)) is not None:
             raise e
         yield from MEASURES
@@ -253,14 +264,14 @@ def test_stopping_ends_every_connection_and_thread() -> None:
 
 def test_a_taken_port_is_said() -> None:
     with serve() as server, pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{server.port}.*http\.port"):
-        HealthServer("127.0.0.1", server.port, checks={}, metrics=lambda: ())
+        HealthServer("127.0.0.1", server.port, checks={}, warnings={}, metrics=lambda: ())
 
 
 def test_ipv6() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
-        server = HealthServer("::1", 0, checks={}, metrics=lambda: ())
+        server = HealthServer("::1", 0, checks={}, warnings={}, metrics=lambda: ())
     except ConfigError as e:
         pytest.skip(f"no IPv6 loopback here: {e}")
     with server, socket.create_connection(("::1", server.port), timeout=10) as peer:

@@ -22,15 +22,17 @@ def test_the_node_s_fast_way_gives_the_plain_way_s_tensor_and_answer(syntax: str
     bundle = load_bundle("default")
     shape = bundle.manifest.input
     ds = chest(2500, 2048, seed=5, syntax=syntax)
-    plain = prepare(load_grey(ds, long_side=PREVIEW_LONG_SIDE, fast=False).pixels, shape.rows, shape.columns)
+    grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE, fast=False).pixels
     location = {"container": str(write(ds, tmp_path / "film")), "kind": "file", "offset": 0}
-    image = decode(location, shape).image
-    assert image is not None
-    difference = np.abs(image.pixels - plain)
+    film, toned = (decode(location, shape.model_copy(update={"equalise": e})).image for e in (False, shape.equalise))
+    assert film is not None
+    assert toned is not None
+    difference = np.abs(film.pixels - prepare(grey, shape.rows, shape.columns))
     assert difference.mean() <= MEAN_ERROR
     assert difference.max() <= REDUCED_MAX_ERROR
+    plain = prepare(grey, shape.rows, shape.columns, equalise=shape.equalise)
     engine = CpuEngine(bundle)
     engine.activate()
-    output = engine.infer(to_batch([image.pixels, plain]))
+    output = engine.infer(to_batch([toned.pixels, plain]))
     assert output.class_index[0] == output.class_index[1]
     assert np.abs(output.probabilities[0] - output.probabilities[1]).max() <= PROBABILITY_ERROR

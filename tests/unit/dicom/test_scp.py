@@ -137,6 +137,29 @@ def test_the_tiniest_pdus_of_a_peer_are_respected(node: Node) -> None:
         assert assoc.send_c_store(ds).Status == 0
 
 
+def test_associations_and_refusals_are_told(node: Node, tmp_path: Path) -> None:
+    send(node.port, chest(64, 64))
+    for calling, called, why in (
+        ("STRANGER", "CXRNODE", "calling AE title not recognised"),
+        (PACS, "WHO", "called AE title not recognised"),
+        (PACS, "CXRNODE", "nothing that it asks for is offered to it"),
+    ):
+        with associated(node.port, ComprehensiveSRStorage, calling=calling, called=called) as assoc:
+            assert assoc.is_rejected
+        assert node.associations[-1] == (Peer(calling_aet=calling, called_aet=called, host=HOST), why)
+    assert (node.associations[0][0].calling_aet, node.associations[0][1], len(node.associations)) == (PACS, "", 4)
+    ds = chest(64, 64)
+    del ds.StudyInstanceUID
+    assert send(node.port, ds) == [0xC000]
+    ((peer, uid, status, why),) = node.refused
+    assert (peer.calling_aet, uid, status, why) == (
+        PACS, ds.SOPInstanceUID, 0xC000, "a mandatory UID is missing or invalid"
+    )  # fmt: skip
+    with running_node(tmp_path / "full", watermark_bytes=1 << 62) as full:
+        assert send(full.port, chest(64, 64)) == [0xA700]
+        assert [(status, why) for _, _, status, why in full.refused] == [(0xA700, "out of storage: send again later")]
+
+
 def test_an_error_of_ours_is_a_status_and_no_patient_data_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,6 +168,7 @@ def test_an_error_of_ours_is_a_status_and_no_patient_data_in_the_log(
 
     with running_node(tmp_path / "var", store=store) as node:
         assert send(node.port, chest(64, 64)) == [0xC001]
+        assert [status for _, _, status, _ in node.refused] == [0xC001]
         assert not node.files()
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("cxrnode")]
     assert any("RuntimeError" in message for message in ours)

@@ -43,7 +43,7 @@ def test_without_a_driver_tensorrt_refuses_and_says_what_is_missing(tmp_path: Pa
 
 
 def test_an_engine_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no engine 'tpu': choose one of auto, cpu, tensorrt"):
+    with pytest.raises(EngineError, match="no engine 'tpu': choose one of auto, cpu, cpu-bf16, cpu-int8, tensorrt"):
         make_engine("tpu", tiny_bundle(tmp_path))
 
 
@@ -60,9 +60,29 @@ def test_plans_lie_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert plans_folder() == tmp_path / "cxrnode" / "engines"
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
     for value in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert plans_folder() == tmp_path / "me" / ".cache" / "cxrnode" / "engines"
+
+
+def test_plans_lie_in_the_services_cache_where_systemd_made_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CacheDirectory=cxrnode more: what systemd.exec(5) passes on, to a user that need have no home."""
+    monkeypatch.setenv("CACHE_DIRECTORY", f"{tmp_path}/cxrnode:{tmp_path}/more")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert plans_folder() == tmp_path / "cxrnode" / "engines"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what `cxrnode engine build` is given to write there
+    monkeypatch.delenv("CACHE_DIRECTORY")
+    assert plans_folder() == tmp_path / "cxrnode" / "engines"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with pytest.raises(EngineError, match=r"home, /nonexistent, is not there: set XDG_CACHE_HOME.*CacheDirectory="):
+        plans_folder()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])

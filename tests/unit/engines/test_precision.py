@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from engines.base import EngineError, EngineOutput, FloatArray  # noqa: E402
 from engines.bundle import Bundle, load_bundle  # noqa: E402
 from engines.cpu import INPUT, OUTPUTS  # noqa: E402
+from engines.cpu_low import LowPrecision  # noqa: E402
 from engines.golden import cam_difference  # noqa: E402
-from engines.precision import convert, folded, in_half  # noqa: E402
+from engines.precision import convert, folded, in_half, largest_magnitudes  # noqa: E402
 from engines.trunk import find_trunk  # noqa: E402
-from tests.contract.tiny import tiny_batch, tiny_bundle  # noqa: E402
+from tests.contract.tiny import accepted, tiny_batch, tiny_bundle  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,9 @@ def test_the_shipped_bundle_in_int8(shipped: Bundle) -> None:
     assert clear.sum() == 4
     np.testing.assert_array_equal(out.class_index[clear], golden.output.class_index[clear])
     assert (out.class_index == golden.output.class_index).mean() >= 5 / 6
-    kinds = [x.data_type for x in onnx.load_from_string(model).graph.initializer if len(x.dims) == 4]
-    assert set(kinds) == {TensorProto.INT8}
+    weights = [x for x in onnx.load_from_string(model).graph.initializer if len(x.dims) == 4]
+    assert all(x.data_type == (TensorProto.FLOAT if x.dims[1] == 1 else TensorProto.INT8) for x in weights)
+    assert all(np.abs(numpy_helper.to_array(x)).max() == 63 for x in weights if x.dims[1] > 1)
 
 
 @pytest.mark.parametrize("stored", ["whole", "half"])
@@ -168,17 +170,25 @@ def test_a_weight_that_half_cannot_hold_is_named(tmp_path: Path) -> None:
 
 def test_a_network_without_such_a_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no map that both its classes and its Grad-CAM are made of"):
-        convert(tiny_bundle(tmp_path), "fp16")
+        convert(tiny_bundle(tmp_path, trunk=False), "fp16")
 
 
 def test_fp32_is_the_bundles_own_graph(shipped: Bundle) -> None:
     assert convert(shipped, "fp32") == shipped.model_path.read_bytes()
 
 
-def test_int8_without_images_is_refused(shipped: Bundle) -> None:
-    for images in (None, [], [np.full((1, 3, 224, 224), np.nan, np.float32)]):
+def test_int8_scales_may_be_those_that_the_bundle_records(tmp_path: Path) -> None:
+    bundle, images = tiny_bundle(tmp_path), [np.full((1, 3, 16, 16), -5, np.float32)]
+    assert largest_magnitudes(folded(bundle.model_path), images) == {"images": 5.0}
+    recorded = accepted(bundle, LowPrecision.INT8)
+    assert convert(recorded, "int8") == convert(bundle, "int8", images)
+
+
+def test_int8_without_images_is_refused(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path)
+    for images in (None, [], [np.full((1, 3, 16, 16), np.nan, np.float32)]):
         with pytest.raises(EngineError, match="int8 is calibrated on images"):
-            convert(shipped, "int8", images)
+            convert(bundle, "int8", images)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

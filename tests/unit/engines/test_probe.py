@@ -64,6 +64,7 @@ def test_all_is_well_on_a_machine_that_has_everything(gpu: None) -> None:
     [
         ("DEVICES", "0", "GPU: the driver finds no GPU: see what nvidia-smi says"),
         ("CAPABILITY", "61", r"GPU: simulated device, compute capability 6\.1: .*--engine cpu"),
+        ("CAPABILITY", "90", r"TensorRT: tensorrt_rtx [\d.]+: .*does not run on this GPU: install tensorrt"),
         ("INIT", "803", r"GPU: cuInit: simulated error 803 \(CUDA error 803\): see what nvidia-smi"),
         ("INIT", "-1", r"GPU: the process that asked crashed \(SIGSEGV\): start the machine again"),
     ],

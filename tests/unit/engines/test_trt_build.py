@@ -19,9 +19,10 @@ from onnx import TensorProto, helper  # noqa: E402
 from engines.base import EngineError  # noqa: E402
 from engines.bundle import Bundle, InputShape, load_bundle  # noqa: E402
 from engines.cpu import INPUT  # noqa: E402
+from engines.cpu_low import LowPrecision  # noqa: E402
 from engines.plan import PRECISIONS, Machine, Precision, read_plan  # noqa: E402
 from engines.trt_build import BuildOptions, build_engine, build_plan  # noqa: E402
-from tests.contract.tiny import SHAPE, tiny_bundle  # noqa: E402
+from tests.contract.tiny import SHAPE, accepted, tiny_bundle  # noqa: E402
 from tests.support.trt_stubs import ROOT, check_types, make_stubs  # noqa: E402
 
 GPUS = ("8.0", "8.6", "8.9", "12.0")  # A100, A10, L4, RTX 50: one build for all four takes no longer than for one
@@ -87,6 +88,11 @@ def test_every_system_builds_in_every_precision(
         assert np.isfinite(said[precision][1]).all()
     np.testing.assert_allclose(said["fp16"][0], said["fp32"][0], atol=0.02)
     assert sizes["fp16"] < sizes["fp32"]  # int8 plans are not always smaller
+
+
+def test_int8_with_the_scales_that_a_bundle_records(tmp_path: Path) -> None:
+    bundle = accepted(tiny_bundle(tmp_path), LowPrecision.INT8)
+    assert build_engine(trt, bundle, MACHINE, "int8", tmp_path, options=OPTIONS).sidecar.precision == "int8"
 
 
 def test_the_builders_timings_are_kept_and_junk_in_them_is_no_harm(model: Any, tmp_path: Path) -> None:

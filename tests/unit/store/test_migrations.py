@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, insert, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, insert, inspect, select, text
 
 from cxrnode.errors import StoreError
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.migrations import config, upgrade
-from cxrnode.store.schema import REVISION, metadata
+from cxrnode.store.schema import REVISION, metadata, settings
 from tests.support.processes import PROCESSES, at_once
 
 WRITTEN_BY_0_1_0 = (Path(__file__).parent / "data" / "v0_1_0.sql").read_text()
@@ -72,6 +74,9 @@ def described(c: Connection) -> dict[str, Any]:
     def same(things: list[Any]) -> list[str]:
         return sorted(repr(sorted(dict(t).items(), key=lambda item: item[0])) for t in things)
 
+    def conditions(index: Any) -> dict[str, str]:
+        return {k: str(v) for k, v in index.get("dialect_options", {}).items()}
+
     tables = {
         name: {
             "columns": same([{**k, "type": str(k["type"])} for k in found.get_columns(name)]),
@@ -79,7 +84,7 @@ def described(c: Connection) -> dict[str, Any]:
             "unique": same(found.get_unique_constraints(name)),
             "checks": same(found.get_check_constraints(name)),
             "foreign keys": same(found.get_foreign_keys(name)),
-            "indexes": same(found.get_indexes(name)),
+            "indexes": same([{**i, "dialect_options": conditions(i)} for i in found.get_indexes(name)]),
         }
         for name in found.get_table_names()
     }
@@ -121,7 +126,9 @@ def test_what_0_1_0_wrote_comes_through(where: Path | str) -> None:
         before = [tuple(row) for row in c.execute(text("SELECT * FROM ledger ORDER BY seq"))]
     database = Database(where)
     with database.begin() as c:
-        assert [tuple(row) for row in c.execute(text("SELECT * FROM ledger ORDER BY seq"))] == before
+        after = [tuple(row) for row in c.execute(text("SELECT * FROM ledger ORDER BY seq"))]
+        assert [row[:8] for row in after] == before
+        assert {row[8:] for row in after} == {(None,) * 5}
         assert ledger.first_broken(c) is None
         assert compare_metadata(MigrationContext.configure(c), metadata) == []
         jobs = {row.id: row for row in c.execute(metadata.tables["job"].select())}
@@ -141,6 +148,30 @@ def test_what_0_1_0_wrote_comes_through(where: Path | str) -> None:
         c.execute(text("DELETE FROM ledger"))
     database.close()
     Database(where).close()  # and again, with nothing to do
+
+
+def test_a_ledger_of_revision_0002_verifies_and_goes_on(where: Path | str) -> None:
+    """Its hash knew no columns to find a record by; what comes after it has them."""
+    with raw(where) as c:
+        upgrade(c, "0002")
+        prev = ledger.GENESIS
+        for seq in range(1, 4):
+            record = {
+                "seq": seq, "at": "2026-11-22T12:00:00.000+00:00", "kind": "received", "actor": "intake",
+                "study_instance_uid": "1.2.3" if seq < 3 else None, "prev_hash": prev,
+                "detail": f'{{"calling_aet":"PACS","sop_instance_uid":"1.2.3.{seq}"}}',
+            }  # fmt: skip
+            hashed = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+            prev = sha256(hashed.encode()).hexdigest()
+            names, marks = ", ".join(record), ", ".join(f":{k}" for k in record)
+            c.execute(text(f"INSERT INTO ledger ({names}, hash) VALUES ({marks}, :hash)"), record | {"hash": prev})
+    database = Database(where)
+    with database.begin() as c:
+        ledger.append(c, "received", actor="intake", study_instance_uid="1.2.3", patient_id="P1", ae_title="PACS")
+        assert ledger.verify(c).records == 4
+        assert ledger.first_broken(c) is None
+        assert c.execute(select(settings.c.value).where(settings.c.key == ledger.UNINDEXED)).scalar_one() == 3
+    database.close()
 
 
 def test_a_migrated_file_is_refused_by_0_1_0(tmp_path: Path) -> None:

@@ -422,7 +422,7 @@ class Walk:
         assert ended == {uid: REFUSED if uid in self.refused else COMMITTED for uid in self.queued}
         with self.database.begin() as c:
             assert ledger.first_broken(c) is None
-            recorded = Counter((e.kind, e.detail.get("sop_instance_uid")) for e in ledger.events(c))
+            recorded = Counter((e.kind, e.sop_instance_uid) for e in ledger.events(c))
         for uid in self.queued:
             assert recorded["delivered", uid] == self.taken[uid]
             assert recorded["committed", uid] == (ended[uid] == COMMITTED)

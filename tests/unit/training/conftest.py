@@ -13,6 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from typer.testing import CliRunner  # noqa: E402
+
+from training.__main__ import app  # noqa: E402
+from training.fit import fit  # noqa: E402
 from training.recipe import Recipe, load_recipe  # noqa: E402
 
 LABELS = ("covid", "viral", "normal")
@@ -48,3 +52,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
     return load_recipe(str(Path(__file__).with_name("tiny.toml")))
+
+
+@pytest.fixture(scope="session")
+def run(recipe: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(recipe, data, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def folder(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's bundle; copy it to change it."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    command = ["export", str(run), "--bundle", str(folder), "--data", str(data), "--version", "1.2.3"]
+    CliRunner().invoke(app, command, catch_exceptions=False)
+    return folder

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,11 +16,13 @@ import torch
 
 from engines.base import FloatArray
 from engines.bundle import InputShape
+from engines.cpu import CpuEngine
+from tests.support.bundles import make_bundle
 from training.assess import composition
 from training.calibrate import Calibration, softmax
 from training.controls import _all_random, _likeness, _random_network, _with_new_head, random_baseline, randomised_maps
 from training.datasets import Part, load_index, select
-from training.evaluate import Subject, evaluate
+from training.evaluate import Subject, evaluate, subject_of_bundle
 from training.models.network import Ensemble, Network, make_network
 from training.recipe import Recipe, RecipeError
 
@@ -88,6 +92,42 @@ def test_no_test_image_is_an_error(recipe: Recipe, data: Path) -> None:
     subject = subject_of(recipe, brightness)
     with pytest.raises(RecipeError, match=r"test part of .*data\d* has no image labelled cat \(but covid, .*\): is it"):
         evaluate(Subject(predict=subject.predict, labels=("cat",), data=recipe.data), data)
+
+
+@pytest.mark.parametrize(
+    ("data", "calibration", "lines"),
+    [
+        ({}, {}, ["bundle cxr3-test does not say how its data was split: evaluate its run instead"]),
+        (
+            {"split": {"test_tenth": 1, "folds": "many"}},
+            {},
+            [
+                "bundle cxr3-test does not say how its data was split in a way that this version knows: evaluate its "
+                "run instead, or the bundle with the version that made it",
+                '  folds = "many": should be a valid integer, unable to parse string as an integer',
+                "  test_tenth = 1: unknown key; did you mean test_tenths?",
+            ],
+        ),
+        (
+            {"split": {}},
+            {"temperature": "hot", "offsets": [1, None]},
+            [
+                "bundle cxr3-test does not say how it was calibrated in a way that this version knows: evaluate its "
+                "run instead, or the bundle with the version that made it",
+                '  temperature = "hot": should be a valid number, unable to parse string as a number',
+                "  offsets[1]: should be a valid number",
+            ],
+        ),
+    ],
+)
+def test_a_manifest_that_is_of_no_use_is_told_in_words(
+    data: dict[str, Any], calibration: dict[str, Any], lines: list[str]
+) -> None:
+    bundle = make_bundle()
+    manifest = bundle.manifest.model_copy(update={"data": data, "calibration": calibration})
+    with pytest.raises(RecipeError) as caught:
+        subject_of_bundle(replace(bundle, manifest=manifest), CpuEngine(bundle))
+    assert str(caught.value).splitlines() == lines
 
 
 def test_composition_counts_every_image_once(recipe: Recipe, data: Path) -> None:

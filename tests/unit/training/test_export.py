@@ -30,18 +30,6 @@ def invoke(*command: str) -> str:
     return result.output
 
 
-@pytest.fixture(scope="module")
-def run(recipe: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit(recipe, data, tmp_path_factory.mktemp("runs") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def folder(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    invoke("export", str(run), "--bundle", str(folder), "--data", str(data), "--version", "1.2.3")
-    return folder
-
-
 def test_a_bundle_verifies_and_its_card_tells_the_truth(folder: Path) -> None:
     bundle = load_bundle(str(folder))
     assert bundle.manifest.version == "1.2.3"

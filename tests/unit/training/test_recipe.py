@@ -69,6 +69,10 @@ def test_a_change_that_cannot_be_made_is_named(change: str, words: str) -> None:
             "fit.batch_size = 1: should be greater than or equal to 2",
         ]),
         (["fit.optimiser=sgd"], ["fit.optimiser = \"sgd\": should be 'adamw', 'adam' or 'rmsprop'"]),
+        (["data.most={covid=-1, viral=0, normal=1}"], [
+            "data.most.covid = -1: should be greater than 0",
+            "data.most.viral = 0: should be greater than 0",
+        ]),
         (["data.fold=5"], ["data: fold 5 of 5 folds: give folds >= 2 and 0 <= fold < folds"]),
     ],
 )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Anchors: the ledger's newest record, written to a file that is kept elsewhere.
+
+Whoever can write to the database can make the whole chain anew, or cut off its end. What then no longer agrees is an
+anchor that was out of reach. A file holds one JSON object a line: seq, hash, and when it was taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from cxrnode.errors import CxrnodeError, StoreError
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+
+ANCHORED = "anchored"
+_POLL_S = 60.0
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    seq: int
+    hash: str
+    at: datetime  # when it was taken
+
+    def line(self) -> str:
+        return json.dumps({"seq": self.seq, "hash": self.hash, "at": self.at.isoformat(timespec="seconds")})
+
+
+def read_anchors(path: Path) -> list[Anchor]:
+    """The anchors of a file, in its order. Raises StoreError that names the line at fault."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise StoreError(
+            f"cannot read the anchors in {path}: {e.strerror}. cxrnode audit anchor writes such a file"
+        ) from e
+    except UnicodeDecodeError as e:
+        raise StoreError(f"{path} is no file of anchors (it is not text): name the one that audit anchor wrote") from e
+    found = [_parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    by_seq: dict[int, str] = {}
+    for anchor in found:
+        if by_seq.setdefault(anchor.seq, anchor.hash) != anchor.hash:
+            raise StoreError(f"{path} names two different records {anchor.seq}: it holds anchors of two ledgers, or "
+                             "was changed. Give each ledger a file of its own")  # fmt: skip
+    return found
+
+
+def _parse(line: str, where: str) -> Anchor:
+    try:
+        said = json.loads(line)
+        seq, digest, at = said["seq"], said["hash"], datetime.fromisoformat(said["at"])
+        if type(seq) is not int or seq < 1 or not _HASH.fullmatch(digest) or at.tzinfo is None:
+            raise ValueError(line)
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise StoreError(f'{where}: is no anchor, as in {{"seq": 1200, "hash": "5f1c... (64 digits)", "at": '
+                         '"2026-11-22T10:00:00+00:00"}. Was the file cut off or changed?') from e  # fmt: skip
+    return Anchor(seq=seq, hash=digest, at=at)
+
+
+def take_anchor(c: Connection) -> Anchor:
+    """The newest record. Raises StoreError where there is none."""
+    last = ledger.newest(c)
+    if last is None:
+        raise StoreError("the ledger is empty: there is nothing to anchor yet")
+    return Anchor(seq=last[0], hash=last[1], at=datetime.now(UTC))
+
+
+def write_anchor(path: Path, anchor: Anchor) -> None:
+    """Add a line to the file, durably. Raises StoreError; a file that holds something else is left as it is."""
+    try:
+        if path.exists():
+            read_anchors(path)
+        with path.open("a", encoding="utf-8") as f:
+            f.write(anchor.line() + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise StoreError(f"cannot write the anchor to {path}: {e.strerror}. May this user write there?") from e
+
+
+def record_anchor(c: Connection, anchor: Anchor, path: Path, *, actor: str) -> None:
+    ledger.append(c, ANCHORED, actor=actor, anchored_seq=anchor.seq, anchored_hash=anchor.hash, file=str(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """The node's own anchors: one after so many records, or after so long if there is anything new."""
+
+    database: Database
+    file: Path
+    every_records: int
+    every_s: float
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            try:
+                self.step(now=time.time())
+            except CxrnodeError as e:
+                log.error("no anchor was taken: %s", e)  # noqa: TRY400 (its text says all)
+            stopping.wait(_POLL_S)
+
+    def step(self, *, now: float) -> Anchor | None:
+        """Take an anchor if one is due. `now`: seconds since 1970, UTC."""
+        before = read_anchors(self.file)[-1:] if self.file.exists() else []
+        with self.database.begin(shared=True) as c:
+            last = ledger.newest(c)
+        if last is None or not self._due(last[0], before, now):
+            return None
+        anchor = Anchor(seq=last[0], hash=last[1], at=datetime.fromtimestamp(now, UTC))
+        write_anchor(self.file, anchor)
+        with self.database.begin() as c:
+            record_anchor(c, anchor, self.file, actor="deliver")
+        log.info("anchored the ledger at record %d, hash %s", anchor.seq, anchor.hash)
+        return anchor
+
+    def _due(self, seq: int, before: list[Anchor], now: float) -> bool:
+        if not before:
+            return True
+        new = seq - before[0].seq
+        waited = now - before[0].at.timestamp()
+        return new >= self.every_records or (new > 1 and not 0 <= waited < self.every_s)  # 1: its own record

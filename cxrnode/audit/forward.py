@@ -1,0 +1,129 @@
+"""Sends the ledger to a syslog server, record by record, in order, as DICOM audit messages.
+
+The ledger is the buffer: a setting says up to which record the server has read, and after an outage of whatever length
+it goes on from there. Nothing is lost on this side; what was sent and not confirmed is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, select
+
+from cxrnode.audit.atna import Source, known, xml
+from cxrnode.audit.syslog import SyslogConnection, SyslogError, SyslogServer, syslog_message
+from cxrnode.errors import CxrnodeError
+from cxrnode.patience import FOR_EVER, Patience
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue
+from cxrnode.store.schema import ledger as table
+from cxrnode.types import AuditEvent
+
+SENT = "syslog_sent"  # setting: the last record that the server confirmed
+_PAGE = 200  # records read and sent at a time
+_UNCONFIRMED = 1000  # records at most that are sent again after a failure
+_CONFIRM_S = 30.0  # so old may what is not confirmed become: a connection lasts so long
+_POLL_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def sent_up_to(c: Connection) -> int:
+    """The last record that the syslog server confirmed; 0: none."""
+    return int(Queue("audit").get_setting(c, SENT) or 0)
+
+
+def lag(c: Connection) -> int:
+    """How many records the syslog server has not confirmed; of a node that sends none, all."""
+    last = ledger.newest(c)
+    return (last[0] if last else 0) - sent_up_to(c)
+
+
+@dataclass(slots=True, kw_only=True)
+class Forwarder:
+    """`reader`: the same database, read-only, so that reading a long ledger holds nobody up."""
+
+    database: Database
+    reader: Database
+    server: SyslogServer
+    source: Source
+    patience: Patience = FOR_EVER
+    confirm_s: float = _CONFIRM_S
+    _open: SyslogConnection | None = field(default=None, init=False)
+    _opened_at: float = field(default=0.0, init=False)  # monotonic, s
+    _confirmed: int = field(default=0, init=False)
+    _sent: int = field(default=0, init=False)
+    _failures: int = field(default=0, init=False)  # in a row
+    _told: set[str] = field(default_factory=set, init=False)  # the reasons that this outage was logged with
+
+    def run(self, stopping: threading.Event) -> None:
+        """Until `stopping` is set; what is on its way then is confirmed, the rest waits for the next start."""
+        while not stopping.is_set():
+            try:
+                stopping.wait(0.0 if self.step() else _POLL_S)
+            except Exception as e:  # noqa: BLE001 (the loop's edge: a server or a database that is away)
+                self._failed(e)
+                stopping.wait(self.patience.wait_s(self._failures))
+        try:
+            self._confirm()
+        except (SyslogError, CxrnodeError) as e:
+            self._failed(e)
+
+    def step(self) -> bool:
+        """Send a page, confirm what is due; False: nothing waits. Raises SyslogError, CxrnodeError."""
+        if self._open is None:
+            with self.reader.begin() as c:
+                self._sent = self._confirmed = sent_up_to(c)
+        page, frames = self._page()
+        if page:
+            self._send(frames)
+            self._sent = page[-1].seq
+        due = time.monotonic() - self._opened_at >= self.confirm_s
+        if self._open and (due or self._sent - self._confirmed >= _UNCONFIRMED):
+            self._confirm()
+        return len(page) == _PAGE
+
+    def _page(self) -> tuple[Sequence[AuditEvent], bytes]:
+        query = select(*table.c).where(table.c.seq > self._sent).order_by(table.c.seq).limit(_PAGE)
+        with self.reader.begin() as c:
+            page = list(ledger.events(c, query))
+            context = known(c, page) if page else None
+        if context is None:
+            return (), b""
+        host = self.source.host
+        return page, b"".join(syslog_message(e, xml(e, self.source, context), host=host) for e in page)
+
+    def _send(self, frames: bytes) -> None:
+        if self._open is None:
+            self._open, self._opened_at = self.server.connect(), time.monotonic()
+        self._open.send(frames)
+
+    def _confirm(self) -> None:
+        """End the connection, and keep in mind how far the server has read."""
+        if self._open is None:
+            return
+        self._open.confirm()
+        self._open = None
+        with self.database.begin() as c:
+            Queue("audit").set_setting(c, SENT, self._sent)
+        if self._told:
+            log.info("audit messages are sent to %s again, up to record %d", self.server, self._sent)
+        self._failures = 0
+        self._told.clear()
+
+    def _failed(self, error: Exception) -> None:
+        if self._open:
+            self._open.abandon()
+            self._open = None
+        self._failures += 1
+        ours = isinstance(error, SyslogError | CxrnodeError)
+        why = str(error) if ours else type(error).__name__
+        if why not in self._told:  # once, however often it is tried
+            log.error("audit messages wait in the ledger, from record %d on: %s", self._confirmed + 1, why,
+                      exc_info=None if ours else error)  # fmt: skip
+        self._told.add(why)

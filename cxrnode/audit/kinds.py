@@ -1,0 +1,96 @@
+"""Every kind of record, and how it reads. What a record does not have reads as nothing."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable
+from typing import Any
+
+from cxrnode.types import AuditEvent
+
+PHRASES = {
+    # the node and its operators
+    "configuration_loaded": "configuration {configuration:short} loaded by {user} on {host}, cxrnode {software}",
+    "stage_started": "stage started on {host} by {user}, cxrnode {software}, configuration {configuration:short}",
+    "stage_stopped": "stage stopped",
+    "run_started": "run started by {user}, cxrnode {software}, {bundle}",
+    "run_resumed": "run gone on with by {user}, cxrnode {software}, {bundle}",
+    "run_complete": "run complete",
+    "run_interrupted": "run interrupted",
+    "run_failed": "run failed",
+    "model_loaded": "model {name} {version} loaded, digest {model:short}",
+    "engine_verified": "engine {engine} passed its golden check",
+    "engine_failed": "engine {engine} failed: {reason}",
+    "engine_fallback": "the CPU works in the GPU's place: {reason}",
+    "engine_shadowed": "engine {engine} compared with the CPU",
+    "retried": "to be analysed again: image {sop}",
+    "anchored": "ledger anchored at record {anchored_seq} in {file}",
+    "exported": "ledger exported as {format}: records {first} to {last}",
+    # what comes in
+    "association_accepted": "association of {ae} at {host} with {called_aet} accepted{count:times}",
+    "association_rejected": "association of {ae} at {host} with {called_aet} rejected{count:times}: {why}",
+    "received": "{ae} at {host} sent image {sop}, {size_bytes:size}: {outcome}",
+    "refused": "{ae} at {host} sent image {sop}, refused with {status}: {why}{count:times}",
+    "scanned": "image {sop} found in the archive: {path}",
+    # what becomes of it
+    "claimed": "analysis of image {sop} begun, attempt {attempt}",
+    "analysed": "image {sop} analysed: {probabilities} by {engine} {reason:note}",
+    "not_analysed": "image {sop} not analysed: {reason} {why}",
+    "failed": "image {sop} failed: {reason} {why}",
+    "duplicate": "image {sop} is a duplicate {why}",
+    "report_made": "{object:object} {sop} made",
+    "report_failed": "the report could not be made: {why}",
+    # where it goes
+    "delivery_queued": "{results} results to be sent to {destination}",
+    "delivery_reopened": "to be sent once more to {destination} {sop}",
+    "delivered": "{sop} stored at {destination}: {status}",
+    "delivery_postponed": "{sop} not yet stored at {destination}: {status}",
+    "delivery_failed": "{sop} not stored at {destination}: {status}",
+    "commitment_requested": "{destination} asked to commit to {sop_instance_uids}",
+    "commitment_postponed": "{destination} was not to be asked for commitment: {status}",
+    "committed": "{destination} commits to {sop}",
+    "commitment_failed": "{destination} does not keep {sop}: {status}",
+    "commitment_asked": "{ae} at {host} asks for commitment to {instances} images",
+    "commitment_answered": "{ae} at {host} answered: {kept} kept, {missing} missing",
+    # what goes
+    "spool_deleted": "retention: image {sop} deleted",
+    "result_deleted": "retention: result {sop} deleted",
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MIB = 1 << 20
+
+
+_FORMATS: dict[str, Callable[[Any], str]] = {
+    "": lambda v: ", ".join(map(str, v)) if isinstance(v, list) else str(v),
+    "short": lambda v: str(v)[:12],
+    "size": lambda v: f"{v / _MIB:.1f} MiB" if isinstance(v, int) else str(v),
+    "times": lambda v: f" ({v} times)" if isinstance(v, int) and v > 1 else "",
+    "note": lambda v: f"({v})",
+    "object": lambda v: {"sr": "Structured Report", "capture": "Grad-CAM capture"}.get(v, str(v)),
+}
+
+
+class _Phrase(string.Formatter):
+    def get_value(self, key: int | str, _args: Any, kwargs: Any) -> Any:
+        return kwargs.get(key)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "" if value in ("", None) else _FORMATS[format_spec](value)
+
+
+_phrase = _Phrase()
+
+
+def in_words(event: AuditEvent) -> str:
+    """What a record says, on one line; fit for a terminal, whatever its sender put into it."""
+    template = PHRASES.get(event.kind, event.kind.replace("_", " ") + " {sop}")
+    older = {"sop": event.detail.get("sop_instance_uid", ""), "ae": event.detail.get("calling_aet", ""),
+             "outcome": event.detail.get("receipt", "")}  # fmt: skip
+    columns = {"sop": event.sop_instance_uid, "ae": event.ae_title, "outcome": event.outcome}
+    values = {**event.detail, **older, **{k: v for k, v in columns.items() if v}}
+    return " ".join(printable(_phrase.vformat(template, (), values)).split())
+
+
+def printable(text: str) -> str:
+    return _CONTROL.sub("?", text)

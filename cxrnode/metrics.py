@@ -1,0 +1,213 @@
+"""What the stages count and time, for Prometheus: in mapped files that the node reads when it answers /metrics.
+
+    with shared_folder(stages) as folder:      # in the node's process
+        ...                                    # it starts the stages
+        collect(folder)
+    begin("intake")                            # in each stage; from there on the functions below count
+
+This is prometheus_client's multiprocess mode. A file belongs to a stage, not to a process: a stage that is started
+again goes on counting, and there are never more files. Where nobody would read them (run-batch, a stage that was
+started alone) nothing is counted. No label may hold patient data, and none may take values without bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it takes a sixth of a second to import, which run-batch can do without
+    from prometheus_client import Histogram, Metric
+
+_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own
+_KINDS = ("counter", "histogram", "gauge_max")  # a file each
+_FILE_BYTES = 1 << 20  # 32 devices with three labels take a quarter of it
+_MOST_DEVICES = 32  # that have a distribution of their own
+_DEVICE_LETTERS = 64
+OTHER = "other"
+_FAILURES = "cxrnode_destination_failures"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TENTHS = tuple(n / 10 for n in range(1, 11))
+
+log = logging.getLogger(__name__)
+
+
+# --- the node's process ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def shared_folder(stages: Sequence[str]) -> Iterator[Path | None]:
+    """A new folder for what the stages count, which the processes started meanwhile find by themselves.
+
+    None, and a word in the log, where there is no room for it: the node works without.
+    """
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(TemporaryDirectory(prefix="cxrnode-metrics-", ignore_cleanup_errors=True))
+            _reserve(Path(name), stages)
+        except OSError as e:
+            log.warning("no room for the stages' figures, which /metrics will lack: %s", e.strerror)
+            yield None
+            return
+        os.environ[_VARIABLE] = name
+        stack.callback(os.environ.pop, _VARIABLE)
+        yield Path(name)
+
+
+def _reserve(folder: Path, stages: Sequence[str]) -> None:
+    """Take the files' room now: to write to a mapped file on a disk that is full would kill the stage (SIGBUS)."""
+    for stage in stages:
+        for kind in _KINDS:
+            with (folder / f"{kind}_{stage}.db").open("wb") as f:
+                os.posix_fallocate(f.fileno(), 0, _FILE_BYTES)
+
+
+def collect(folder: Path, kind: str = "*") -> Iterable[Metric]:
+    """What all stages have counted so far; kind: one of _KINDS alone."""
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+    files = [str(path) for path in folder.glob(f"{kind}_*.db")]
+    found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+    return found
+
+
+def failures_in_a_row(folder: Path, destination: str) -> int:
+    """Of sending results there; 0 where the deliver stage runs elsewhere."""
+    samples = (s for m in collect(folder, _KINDS[-1]) for s in m.samples if s.name == _FAILURES)
+    mine = {"destination": destination, "service": "storage"}
+    return int(max((s.value for s in samples if s.labels == mine), default=0))
+
+
+# --- a stage --------------------------------------------------------------------------------------------------------
+
+
+class _Meters:
+    """The metrics of this process."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=_SECONDS, registry=None)
+
+        self.received = Counter(
+            "cxrnode_receive_instances", "C-STORE requests by the status of the answer", ["status"], registry=None
+        )
+        self.received_bytes = Counter("cxrnode_receive_bytes", "Bytes of the instances taken in", registry=None)
+        self.receive = seconds("cxrnode_receive_seconds", "From a C-STORE request to its answer")
+        self.rejected = Counter(
+            "cxrnode_receive_associations_rejected", "Associations rejected, by reason", ["reason"], registry=None
+        )
+        self.decode = seconds("cxrnode_decode_seconds", "Reading, gating and decoding one image, in a worker")
+        self.batch = Histogram("cxrnode_batch_images", "Images in a batch", buckets=_IMAGES, registry=None)
+        self.infer = seconds("cxrnode_infer_seconds", "The engine's time for one batch")
+        self.report = seconds("cxrnode_report_seconds", "Making and checking one result, in a worker", "kind")
+        self.score = Histogram(
+            "cxrnode_score_ratio", "Probabilities that the model gave, by the device that made the image",
+            ["device", "label"], buckets=_TENTHS, registry=None,
+        )  # fmt: skip
+        self.deliver = seconds("cxrnode_deliver_seconds", "From C-STORE of a result to the answer", "destination")
+        self.failures = Gauge(
+            _FAILURES, "Failures in a row", ["destination", "service"], registry=None,
+            multiprocess_mode="max",
+        )  # fmt: skip
+        self.breaker = Gauge(
+            "cxrnode_destination_breaker_open", "1 while a destination that fails is only tried now and then",
+            ["destination", "service"], registry=None, multiprocess_mode="max",
+        )  # fmt: skip
+        self.devices: set[str] = set()
+
+
+_meters: _Meters | None = None
+
+
+def begin(stage: str) -> None:
+    """Count from now on, as this stage, where the node that started this process reads it."""
+    global _meters  # noqa: PLW0603 (one a process, as the files are)
+    folder = Path(os.environ.get(_VARIABLE, ""))
+    if not (folder / f"{_KINDS[0]}_{stage}.db").is_file():
+        return
+    from prometheus_client import values  # noqa: PLC0415
+
+    values.ValueClass = values.MultiProcessValue(lambda: stage)  # type: ignore[no-untyped-call]
+    _meters = _Meters()
+    _meters.devices = _devices(collect(folder))
+
+
+def _devices(metrics: Iterable[Metric]) -> set[str]:
+    """Those that were told apart before this process was started again."""
+    return {s.labels["device"] for m in metrics if m.name == "cxrnode_score_ratio" for s in m.samples} - {OTHER}
+
+
+def received(status: int, size_bytes: int, seconds: float) -> None:
+    """One C-STORE request was answered."""
+    if _meters:
+        _meters.received.labels(f"0x{status:04X}").inc()
+        _meters.receive.observe(seconds)
+        if status == 0:
+            _meters.received_bytes.inc(size_bytes)
+
+
+def association_rejected(reason: str) -> None:
+    """reason: one of negotiation's own texts."""
+    if _meters:
+        _meters.rejected.labels(reason).inc()
+
+
+def decoded(seconds: float) -> None:
+    if _meters:
+        _meters.decode.observe(seconds)
+
+
+def inferred(images: int, seconds: float) -> None:
+    if _meters:
+        _meters.batch.observe(images)
+        _meters.infer.observe(seconds)
+
+
+def made(kind: str, seconds: float) -> None:
+    """A capture or an SR was made, or failed its checks."""
+    if _meters:
+        _meters.report.labels(kind).observe(seconds)
+
+
+def scored(device: str, labels: Iterable[str], probabilities: Iterable[float]) -> None:
+    """What the model said of one image of this device."""
+    if _meters is None:
+        return
+    if device not in _meters.devices:
+        if len(_meters.devices) >= _MOST_DEVICES:
+            device = OTHER
+        else:
+            _meters.devices.add(device)
+    for label, probability in zip(labels, probabilities, strict=True):
+        _meters.score.labels(device, label).observe(probability)
+
+
+def delivered(destination: str, seconds: float) -> None:
+    """A destination answered, whatever it said."""
+    if _meters:
+        _meters.deliver.labels(destination).observe(seconds)
+
+
+def tried(destination: str, service: str, failures: int, is_open: bool) -> None:
+    """service: "storage" or "commitment"; failures: in a row."""
+    if _meters:
+        _meters.failures.labels(destination, service).set(failures)
+        _meters.breaker.labels(destination, service).set(is_open)
+
+
+def device_name(manufacturer: str, model: str) -> str:
+    """The label of the device that made an image: printable ASCII, of bounded length.
+
+    Manufacturer and model say which kind of device it is (PS3.3 section C.7.5.1), and nothing of a person or a room,
+    as Station Name and serial number may.
+    """
+    text = " ".join(f"{manufacturer} {model}".split())
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)[:_DEVICE_LETTERS] or "unknown"

@@ -1,0 +1,175 @@
+"""Queries: each filter finds what it should, through its index, on both databases."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+import cxrnode
+from cxrnode.audit.kinds import PHRASES, in_words
+from cxrnode.audit.query import Filters, conditions, find, statement
+from cxrnode.audit.times import stored
+from cxrnode.errors import CxrnodeError
+from cxrnode.store import ledger
+from cxrnode.store.database import Database
+from cxrnode.store.schema import ledger as table
+from cxrnode.store.schema import settings
+from cxrnode.types import AuditEvent
+from tests.support.audit import OTHER, PATIENT, SR, lived
+from tests.support.store import header, study_uid
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def c(where: Path | str) -> Iterator[Connection]:
+    database = lived(where)
+    with database.begin() as c:
+        yield c
+    database.close()
+
+
+def seqs(c: Connection, **filters: Any) -> list[int]:
+    return [e.seq for e in find(c, Filters(**filters)).events]
+
+
+def test_each_filter_finds_what_it_should(c: Connection) -> None:
+    every = {e.seq: e for e in ledger.events(c)}
+
+    def where_(passes: Any) -> list[int]:
+        return [seq for seq, e in every.items() if passes(e)]
+
+    def of_study(n: int) -> list[int]:
+        return where_(lambda e: e.study_instance_uid == study_uid(n))
+
+    image = header(101, 1).sop_instance_uid
+    assert seqs(c) == list(every)
+    assert seqs(c, patient_id=PATIENT) == seqs(c, accession_number="A1") == of_study(101)
+    assert seqs(c, patient_id=f" {OTHER} ") == seqs(c, study_instance_uid=study_uid(102)) == of_study(102) != []
+    assert seqs(c, patient_id="nobody") == []
+    assert seqs(c, sop_instance_uid=image) == where_(lambda e: e.sop_instance_uid == image)
+    assert [every[n].kind for n in seqs(c, sop_instance_uid=image)] == ["received", "received", "claimed", "analysed"]
+    assert [every[n].kind for n in seqs(c, sop_instance_uid=SR)] == ["report_made", "delivered"]
+    assert len(seqs(c, ae_title="PACS")) == 4
+    assert {every[n].kind for n in seqs(c, ae_title="ARCHIVE")} == {"delivery_queued", "delivered"}
+    assert [every[n].kind for n in seqs(c, outcome="duplicate")] == ["received"]
+    assert seqs(c, kind="report_made") == where_(lambda e: e.kind == "report_made")
+    assert seqs(c, kind="received", patient_id=PATIENT, outcome="new") == [2, 3]
+    assert seqs(c, kind="anchored") == []
+
+
+def test_times_are_half_open(c: Connection) -> None:
+    events = list(ledger.events(c))
+    first, last = events[0].at, events[-1].at
+    inside = [e.seq for e in events if e.at < last]
+    assert seqs(c, since=first, until=last) == inside
+    assert seqs(c, since=last + timedelta(milliseconds=1)) == []
+    assert seqs(c, until=first) == []
+    assert seqs(c, since=first.astimezone()) == [e.seq for e in events]
+
+
+def test_the_newest_stay_and_it_is_said_that_some_were_cut(c: Connection) -> None:
+    everything = seqs(c)
+    for limit in (1, 3, len(everything) - 1):
+        found = find(c, Filters(), limit=limit)
+        assert [e.seq for e in found.events] == everything[-limit:]
+        assert found.cut
+    assert not find(c, Filters(), limit=len(everything)).cut
+    assert not find(c, Filters(sop_instance_uid=SR), limit=2).cut
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"study_instance_uid": "1.02.3"}, "no UID"),
+        ({"sop_instance_uid": "../../etc"}, "no UID"),
+        ({"kind": "recieved"}, "no kind of record 'recieved'; there are: .*received"),
+        ({"patient_id": " "}, "patient id is empty"),
+        ({"since": NOW, "until": NOW}, "is not before until"),
+    ],
+)
+def test_what_means_nothing_is_said(c: Connection, filters: dict[str, Any], said: str) -> None:
+    with pytest.raises(CxrnodeError, match=said):
+        find(c, Filters(**filters))
+
+
+def test_a_kind_of_a_newer_cxrnode_is_found(c: Connection) -> None:
+    ledger.append(c, "brand_new", actor="test", sop_instance_uid="1.2.3")
+    (e,) = find(c, Filters(kind="brand_new")).events
+    assert in_words(e) == "brand new 1.2.3"
+
+
+def test_records_of_before_the_columns_are_found_by_their_detail(c: Connection) -> None:
+    old = len(seqs(c)) + 1
+    said = '{"calling_aet":"OLD","receipt":"old","sop_instance_uid":"1.2.9.1"}'
+    row = {
+        "seq": old,
+        "at": stored(NOW),
+        "kind": "received",
+        "actor": "x",
+        "detail": said,
+        "prev_hash": "",
+        "hash": "f",
+    }
+    c.execute(insert(table).values(row))
+    c.execute(insert(settings).values(key=ledger.UNINDEXED, value=old))
+    ledger.append(c, "received", actor="x", sop_instance_uid="1.2.9.1", ae_title="OLD", outcome="old")
+    for name, wanted in {"sop_instance_uid": "1.2.9.1", "ae_title": "OLD", "outcome": "old"}.items():
+        assert seqs(c, **{name: wanted}) == [old, old + 1]
+    assert seqs(c, ae_title="O_D") == []
+
+
+INDEXED = {
+    "patient_id": "P", "accession_number": "A", "study_instance_uid": "1.2", "sop_instance_uid": "1.2",
+    "ae_title": "PACS", "kind": "received", "outcome": "new", "since": NOW, "until": NOW,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Filters)])
+def test_every_filter_is_answered_by_an_index(where: Path | str, name: str) -> None:
+    database = Database(where)
+    query = statement(conditions(Filters(**{name: INDEXED[name]})))  # type: ignore[arg-type]
+    dialect: Any = (sqlite if isinstance(where, Path) else postgresql).dialect()
+    sql = str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    key = "at" if name in {"since", "until"} else name
+    with database.begin() as c:
+        if isinstance(where, Path):
+            plan = [row[3] for row in c.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}")]
+            assert not [step for step in plan if step.startswith("SCAN")], plan
+        else:
+            c.execute(text("SET LOCAL enable_seqscan = off"))
+            plan = [row[0] for row in c.exec_driver_sql(f"EXPLAIN {sql}")]
+            assert "Seq Scan" not in "\n".join(plan), plan
+        used = "\n".join(plan)
+        assert f"ix_ledger_{key}" in used, used
+        assert ("ix_ledger_study_instance_uid" in used) == (
+            name in {"patient_id", "accession_number", "study_instance_uid"}
+        )
+    database.close()
+
+
+def test_every_kind_that_is_written_has_its_words() -> None:
+    """And is known to `--kind`."""
+    written = set()
+    for path in Path(cxrnode.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"ledger.append", "append"}:
+                written |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
+    assert "received" in written
+    assert written - set(PHRASES) == set()
+
+
+def test_words_show_no_control_characters() -> None:
+    e = AuditEvent(
+        seq=1, at=NOW, kind="association_rejected", actor="x", study_instance_uid=None, prev_hash="", hash="",
+        ae_title="A\x1b[2J\nB", detail={"host": "h", "count": 3, "why": "no", "self": 1, "args": 2},
+    )  # fmt: skip
+    assert in_words(e) == "association of A?[2J?B at h with accepted".replace("accepted", "rejected (3 times): no")
