@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from sqlalchemy import text
 
 from cxrnode import __version__, metrics
+from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.config import Config
 from cxrnode.errors import StorageFullError, StoreError
 from cxrnode.health import reasons
@@ -120,6 +121,10 @@ class Monitor:
         events = {(kind,): n for kind, n in tally.events.items()}
         yield _counter("cxrnode_events_total", "Records of the audit ledger since the start", events, "kind")
         yield _gauge("cxrnode_ledger_records", "Records of the audit ledger", {(): tally.seq})
+        with self.database.begin(shared=True) as c:
+            since = unconfirmed_since(c) if self.config.audit.syslog else None
+        lag = max(0.0, time.time() - since.timestamp()) if since else 0
+        yield _gauge("cxrnode_syslog_lag_seconds", "Age of the oldest record that syslog did not confirm", {(): lag})
 
     def _machine_metrics(self) -> Iterator[Metric]:
         wrong, down = reasons(self.checks), self.supervisor.down
@@ -140,7 +145,7 @@ class Monitor:
 
     def _stages(self) -> str | None:
         down = self.supervisor.down
-        return f"not running, or just started again: {', '.join(down)} (the log says why)" if down else None
+        return f"not running, or not up yet: {', '.join(down)} (the log says why)" if down else None
 
     def _database(self) -> str | None:
         with self.database.begin(shared=True) as c:

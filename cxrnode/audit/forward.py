@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from sqlalchemy import Connection, select
 
@@ -38,10 +39,11 @@ def sent_up_to(c: Connection) -> int:
     return int(Queue("audit").get_setting(c, SENT) or 0)
 
 
-def lag(c: Connection) -> int:
-    """How many records the syslog server has not confirmed; of a node that sends none, all."""
-    last = ledger.newest(c)
-    return (last[0] if last else 0) - sent_up_to(c)
+def unconfirmed_since(c: Connection) -> datetime | None:
+    """When the oldest record was written that the syslog server has not confirmed; None: it has them all."""
+    first = select(table.c.at).where(table.c.seq > sent_up_to(c)).order_by(table.c.seq).limit(1)
+    at = c.execute(first).scalar_one_or_none()
+    return datetime.fromisoformat(at) if at else None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -29,7 +29,7 @@ class SyslogError(Exception):
 
 
 def syslog_message(event: AuditEvent, message: bytes, *, host: str) -> bytes:
-    """A record's message in its frame. A record that is sent twice is the same, byte for byte."""
+    """A record's message in its frame; its time is the record's, however late it is sent."""
     at = event.at.isoformat(timespec="milliseconds")
     header = f"<{_PRI}>1 {at} {_token(host, 255)} cxrnode {_token(event.actor, 128)} {_MSGID} - "
     whole = header.encode("ascii") + _BOM + message
@@ -119,5 +119,7 @@ def _said(e: OSError) -> str:
     """OpenSSL's word for it, or the system's."""
     if isinstance(e, TimeoutError):
         return "not in time"
+    if isinstance(e, ssl.SSLEOFError):
+        return "it ended the connection"
     reason = e.reason if isinstance(e, ssl.SSLError) else None
     return (reason or e.strerror or type(e).__name__).replace("_", " ").lower()

@@ -50,11 +50,10 @@ def _check_tls(config: Config) -> dict[Path, datetime]:
     """When each certificate of the node's own expires. Raises ConfigError where a file is there but of no use."""
     from cxrnode.dicom.tls import certificate_expiry  # noqa: PLC0415
 
-    receive, send = config.receive.tls, config.send.tls
-    for tls in (receive, send):
-        if tls:
-            tls.context()
-    return {tls.certificate: certificate_expiry(tls.certificate) for tls in (receive, send) if tls and tls.certificate}
+    tables = [tls for tls in (config.receive.tls, config.send.tls, config.audit.syslog) if tls]
+    for tls in tables:
+        tls.context()
+    return {tls.certificate: certificate_expiry(tls.certificate) for tls in tables if tls.certificate}
 
 
 def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from tests.support.orthanc import Orthanc, missing_orthanc, running_orthanc
 from tests.support.validators import missing_validators
 
 PACKAGES = (
-    "dcmtk dicom3tools orthanc orthanc-dicomweb libpixelmed-java default-jdk-headless postgresql prometheus strace"
+    "dcmtk dicom3tools orthanc orthanc-dicomweb libpixelmed-java default-jdk-headless postgresql prometheus rsyslog "
+    "rsyslog-openssl strace"
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cxrnode.config import Config, Http, Node, Receive, ReceiveTls, SendTls, load_config
+from cxrnode.config import Config, Http, Node, Receive, ReceiveTls, SendTls, Syslog, load_config
 from cxrnode.config_faults import EXAMPLE
 from cxrnode.errors import ConfigError
 from tests.support.configuration import WHOLE, document, fault, load, with_tls_files
@@ -60,7 +60,11 @@ def test_what_it_leaves_commented_out_is_right_too(folder: Path) -> None:
     assert config.receive.tls
     assert config.send.tls
     assert config.receive.tls.certificate == config.send.tls.certificate == folder / "tls" / "node.pem"
-    for given_, table in ((config.receive.tls, ReceiveTls), (config.send.tls, SendTls)):
+    assert config.audit.syslog
+    assert config.audit.syslog.ca == folder / "tls" / "ca.pem"
+    for given_, table in (
+        (config.receive.tls, ReceiveTls), (config.send.tls, SendTls), (config.audit.syslog, Syslog),
+    ):  # fmt: skip
         for key, field in table.model_fields.items():
             if not field.is_required() and field.default is not None:
                 assert getattr(given_, key) == field.default
