@@ -59,12 +59,20 @@ def test_kill_9_at_many_moments_then_resume(tmp_path: Path) -> None:
     assert len(analysed) == len(set(map(str, analysed))) == 28
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_politely_it_says_so_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "started"),
+    [
+        (signal.SIGINT, ("env", "--default-signal=INT")),
+        (signal.SIGTERM, ("env", "--ignore-signal=INT")),  # as a script's `nohup cxrnode run-batch ... &` does
+    ],
+)
+def test_interrupted_politely_it_says_so_and_resumes(
+    tmp_path: Path, number: signal.Signals, started: tuple[str, ...]
+) -> None:
     folder = studies(tmp_path / "in", 60)
     options = ("--batch-size", "2")
     process = subprocess.Popen(
-        command(folder, out=tmp_path / "out", options=options), stderr=subprocess.PIPE, text=True
+        [*started, *command(folder, out=tmp_path / "out", options=options)], stderr=subprocess.PIPE, text=True
     )
     while not list((tmp_path / "out").glob("dicom/*/*.dcm")):
         assert process.poll() is None
