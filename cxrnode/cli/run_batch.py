@@ -76,7 +76,7 @@ def run_batch(
         archives=tuple(archives), out=out, bundle=bundle, engine=engine.value, batch_size=batch_size,
         workers=workers or default_workers(), restart=restart, send=send,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = make_progress(quiet=quiet)
     with open_batch(options, progress) as run:
         try:
