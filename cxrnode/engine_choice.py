@@ -39,7 +39,9 @@ def chosen_engine(kind: str, bundle: Bundle, *, threads: int, database: Database
     record = _Record(bundle=bundle, database=database, actor=actor, queue=Queue(actor))
     crashed = record.begin(gpu=may_use_gpu(kind))
     if crashed and kind == "tensorrt":
-        raise EngineError(f'{crashed}; mend it and start the node again, or let engine = "auto" use the CPU')
+        refusal = EngineError(f'{crashed}; mend it and start the node again, or let engine = "auto" use the CPU')
+        record.failed(kind, refusal)
+        raise refusal
     engine = make_engine(
         "cpu" if crashed else kind, bundle, threads=threads,
         on_fallback=lambda reason: record.fell_back(engine.name, reason), on_shadowed=record.shadowed,
@@ -49,6 +51,9 @@ def chosen_engine(kind: str, bundle: Bundle, *, threads: int, database: Database
             if crashed:
                 record.tell_fallback(active.wait(), f"{crashed}; stop it and start it again to try once more")
             yield active
+    except EngineError as e:
+        record.failed(kind, e)
+        raise
     finally:
         record.forget_starts()
 
@@ -92,6 +97,13 @@ class _Record:
             self.queue.set_setting(c, FALLBACK, reason)
             self.queue.set_setting(c, ENGINE, self.named(engine))
             ledger.append(c, "engine_fallback", actor=self.actor, reason=reason, bundle=self.bundle.digest)
+
+    def failed(self, engine: str, error: EngineError) -> None:
+        """It did not come up, or nothing is left that works."""
+        with self.database.begin() as c:
+            ledger.append(
+                c, "engine_failed", actor=self.actor, engine=engine, reason=str(error), bundle=self.bundle.digest
+            )
 
     def shadowed(self, found: Shadowed) -> None:
         fault = {"fault": found.fault} if found.fault else {}
