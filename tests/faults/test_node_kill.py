@@ -31,6 +31,7 @@ pytestmark = [
 ]
 WAIT_S = 90.0
 KILLS = 200
+STUDIES = 20  # taken meanwhile, at least
 STAGES = ("intake", "analyse", "deliver")
 
 
@@ -207,7 +208,9 @@ def test_two_hundred_random_kills(tmp_path: Path) -> None:
         sender = threading.Thread(target=keep_sending)
         sender.start()
         try:
-            for _ in range(KILLS):
+            for killed in range(3 * KILLS):  # a busy machine takes few studies between two kills
+                if killed >= KILLS and len(acknowledged) >= STUDIES:
+                    break
                 time.sleep(chance.uniform(0.1, 1.2))
                 stage = chance.choice(STAGES)
                 running[stage].send_signal(signal.SIGKILL)
@@ -215,7 +218,7 @@ def test_two_hundred_random_kills(tmp_path: Path) -> None:
                 start(stage)
             stopping.set()
             sender.join()
-            assert len(acknowledged) >= 20
+            assert len(acknowledged) >= STUDIES
             await_results(node, orthanc, acknowledged, wait_s=240)
         finally:
             stopping.set()
