@@ -7,7 +7,6 @@ ones. Only what needs a device stands in for TensorRT's: building a plan, and th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,14 @@ from engines.check import UnusableEngineError
 from engines.cpu import CpuEngine
 from engines.load import plans_folder
 from engines.plan import plan_path
-from tests.contract.tiny import seal, tiny_batch, tiny_bundle, write_tiny
-from tests.support.planned_gpu import PlannedGpu, brought_up, planned_gpu
+from tests.contract.tiny import seal, tiny_batch, write_tiny
+from tests.support.planned_gpu import PlannedGpu, brought_up
 from tests.support.simulated_gpu import ELSEWHERE, simulated, simulation
 
 if not simulated():
     pytest.skip(ELSEWHERE, allow_module_level=True)
 
 LOST = 719  # CUDA_ERROR_LAUNCH_FAILED
-
-
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedGpu]:
-    with planned_gpu(tmp_path, monkeypatch) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny_bundle(tmp_path)
 
 
 def name_of(engine: Engine) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,13 @@ from engines.load import plans_folder
 from engines.plan import read_plan
 from engines.probe import usable_machine
 from tests.contract.tiny import accepted, tiny_bundle
-from tests.support.planned_gpu import PlannedGpu, planned_gpu
+from tests.support.planned_gpu import PlannedGpu
 from tests.support.simulated_gpu import ELSEWHERE, simulated
 from training.compile import compile_run
 from training.recipe import RecipeError
 
 if not simulated():
     pytest.skip(ELSEWHERE, allow_module_level=True)
-
-
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedGpu]:
-    with planned_gpu(tmp_path, monkeypatch) as gpu:
-        yield gpu
 
 
 def built(bundle: Bundle) -> str:

@@ -27,7 +27,7 @@ from engines.bundle import Bundle, load_bundle
 from engines.check import UnusableEngineError
 from engines.load import make_engine
 from engines.trt_run import TensorRtEngine, context_opener
-from tests.contract.tiny import seal, tiny_batch, tiny_bundle, write_tiny
+from tests.contract.tiny import seal, tiny_batch, write_tiny
 from tests.support.execution_context import OnnxContext
 from tests.support.simulated_gpu import ELSEWHERE, Simulation, simulated, simulated_engine, simulation
 
@@ -48,11 +48,6 @@ def sim(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     sim.memory(0)
     sim.lazy(False)
     assert held(sim) == NOTHING
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny_bundle(tmp_path)
 
 
 def held(sim: Simulation) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +20,12 @@ from engines.cpu import CpuEngine
 from engines.load import plans_folder
 from engines.plan import TRIAL, plan_path
 from engines.shadow import SHADOWED, Shadowed
-from tests.contract.tiny import tiny_batch, tiny_bundle
-from tests.support.planned_gpu import CHECK, PlannedGpu, brought_up, planned_gpu
+from tests.contract.tiny import tiny_batch
+from tests.support.planned_gpu import CHECK, PlannedGpu, brought_up
 from tests.support.simulated_gpu import ELSEWHERE, simulated
 
 if not simulated():
     pytest.skip(ELSEWHERE, allow_module_level=True)
-
-
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedGpu]:
-    with planned_gpu(tmp_path, monkeypatch) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny_bundle(tmp_path)
 
 
 def by_cpu(bundle: Bundle, batch: FloatArray) -> EngineOutput:

@@ -17,24 +17,13 @@ from cxrnode.store.database import Database
 from cxrnode.store.queue import ENGINE, FALLBACK, GPU_STARTS, Queue
 from engines.base import EngineError
 from engines.bundle import Bundle
-from tests.contract.tiny import SHAPE, tiny_bundle
+from tests.contract.tiny import SHAPE
 from tests.support.make_dicom import phantom
-from tests.support.planned_gpu import CHECK, PlannedGpu, planned_gpu
+from tests.support.planned_gpu import CHECK, PlannedGpu
 from tests.support.simulated_gpu import ELSEWHERE, simulated
 
 if not simulated():
     pytest.skip(ELSEWHERE, allow_module_level=True)
-
-
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedGpu]:
-    with planned_gpu(tmp_path, monkeypatch) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny_bundle(tmp_path)
 
 
 @pytest.fixture
