@@ -15,7 +15,7 @@ from cxrnode.errors import ArchiveError, Rejected
 from cxrnode.types import FloatArray
 from cxrnode.workers import decode
 from engines.bundle import InputShape
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import to_batch
 
 _MOST = 512  # films: their largest magnitudes change little after a few hundred
 _BATCH = 8
@@ -53,4 +53,4 @@ def _film(item: Item, shape: InputShape) -> FloatArray | None:
     if picture is None or picture.dtype not in _WHITE:
         return None
     grey = picture.astype(np.float32) / _WHITE[picture.dtype]
-    return prepare(grey, shape.rows, shape.columns, equalise=shape.equalise)
+    return shape.prepared(grey)

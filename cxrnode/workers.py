@@ -43,7 +43,6 @@ from cxrnode.types import (
     Study,
 )
 from engines.bundle import InputShape
-from engines.preprocess import prepare
 
 cv2.setNumThreads(1)  # one image a process; the processes fill the cores
 
@@ -114,7 +113,7 @@ def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
 def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
     grey = load_grey(ds, long_side=PREVIEW_LONG_SIDE, least=REDUCED_LEAST)
     return PreparedImage(
-        pixels=prepare(grey.pixels, shape.rows, shape.columns, equalise=shape.equalise),
+        pixels=shape.prepared(grey.pixels),
         preview=np.rint(grey.pixels * 255).astype(np.uint8),
         rows=grey.rows,
         columns=grey.columns,

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.base import EngineError, EngineOutput, FloatArray
-from engines.preprocess import PREPROCESS_VERSION
+from engines.preprocess import PREPROCESS_VERSION, prepare
 
 SHIPPED = Path(__file__).parent / "bundles"
 DEFAULT_BUNDLE = "cxr3-lite2"
@@ -51,6 +51,10 @@ class InputShape(_Frozen):
     rows: int = Field(ge=16)
     columns: int = Field(ge=16)
     equalise: bool = False  # see engines.preprocess.prepare
+
+    def prepared(self, grey: FloatArray) -> FloatArray:
+        """A radiograph, float32 [H, W] in 0..1, as this input takes it, [rows, columns]: see preprocess.prepare."""
+        return prepare(grey, self.rows, self.columns, equalise=self.equalise)
 
 
 class Tolerance(_Frozen):

@@ -17,7 +17,7 @@ from engines.cpu import CpuEngine
 from engines.cpu_low import LowCpuEngine, LowPrecision
 from engines.golden import golden_differences
 from engines.precision import folded, largest_magnitudes
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import to_batch
 from training.bundle import write_manifest
 from training.card import LEAST_FALL
 from training.datasets import Part, load_images, load_index
@@ -132,7 +132,7 @@ def _films(bundle: Bundle, subject: Subject, data: Path) -> Iterator[FloatArray]
     for i in range(0, len(drawn), _BATCH):
         images = load_images(data, drawn[i : i + _BATCH])
         yield to_batch(
-            [prepare(to_grey(image), shape.rows, shape.columns, equalise=shape.equalise) for image in images],
+            [shape.prepared(to_grey(image)) for image in images],
             shape.channels,
         )
 

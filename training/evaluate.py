@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engines.base import Engine, FloatArray
 from engines.bundle import Bundle
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import to_batch
 from training.calibrate import Calibration, reliability
 from training.datasets import Part, Sample, load_images, load_index, select, unseen
 from training.metrics import Scored, confusion_shares, hit_rate, report, roc, share
@@ -43,7 +43,7 @@ def subject_of_bundle(bundle: Bundle, engine: Engine) -> Subject:
     shape = bundle.manifest.input
 
     def predict(images: list[FloatArray]) -> FloatArray:
-        prepared = [prepare(image, shape.rows, shape.columns, equalise=shape.equalise) for image in images]
+        prepared = [shape.prepared(image) for image in images]
         batches = [prepared[i : i + _BATCH] for i in range(0, len(prepared), _BATCH)]
         return np.concatenate([engine.infer(to_batch(b, shape.channels)).probabilities for b in batches])
 

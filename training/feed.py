@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engines.base import FloatArray
-from engines.preprocess import normalise, prepare
+from engines.preprocess import normalise
 from training.datasets import Sample, sampling_weights
 from training.recipe import Recipe
 from training.transforms import augment
@@ -72,6 +72,4 @@ def spread(recipe: Recipe, grey: Tensor, device: torch.device | None = None) -> 
 
 def _grey(recipe: Recipe, pictures: Sequence[FloatArray]) -> Tensor:
     shape = recipe.input
-    return torch.from_numpy(
-        normalise([prepare(p, shape.rows, shape.columns, equalise=shape.equalise) for p in pictures])
-    )
+    return torch.from_numpy(normalise([shape.prepared(p) for p in pictures]))

@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.base import FloatArray
 from engines.bundle import InputShape
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import to_batch
 
 _SIDE = 224
 
@@ -17,9 +17,7 @@ def golden_batch(shape: InputShape) -> FloatArray:
     rng = np.random.default_rng(18)
     pictures = [phantom(), phantom(opacities=6), phantom(opacities=2, ribs=0.12), 0.4 + 0.2 * phantom(opacities=3)]
     pictures += [np.tile(np.linspace(0, 1, _SIDE), (_SIDE, 1)), rng.random((_SIDE, _SIDE))]
-    return to_batch(
-        [prepare(_to_8_bits(p), shape.rows, shape.columns, equalise=shape.equalise) for p in pictures], shape.channels
-    )
+    return to_batch([shape.prepared(_to_8_bits(p)) for p in pictures], shape.channels)
 
 
 def phantom(*, opacities: int = 0, ribs: float = 0.06) -> FloatArray:

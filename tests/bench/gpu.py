@@ -16,7 +16,7 @@ import numpy as np
 from engines.bundle import Bundle, load_bundle
 from engines.cuda_buffers import import_pycuda
 from engines.plan import PRECISIONS
-from engines.preprocess import prepare, to_batch
+from engines.preprocess import to_batch
 from engines.trt_run import TensorRtEngine
 from tests.support.real_gpu import gpu_engine, missing_gpu
 
@@ -71,7 +71,7 @@ def end_to_end(engine: TensorRtEngine, bundle: Bundle) -> float:
     films = [np.random.default_rng(i).random(FILM, np.float32) for i in range(8)]
 
     def run() -> int:
-        images = [prepare(film, shape.rows, shape.columns, equalise=shape.equalise) for film in films]
+        images = [shape.prepared(film) for film in films]
         return len(engine.infer(to_batch(images, shape.channels)))
 
     return best_rate(run)
