@@ -31,7 +31,7 @@ pytestmark = [
 ]
 WAIT_S = 90.0
 KILLS = 200
-STUDIES = 20  # taken meanwhile, at least
+KILLS_A_STUDY = 10  # at most: however slow the machine, studies are taken between the kills
 STAGES = ("intake", "analyse", "deliver")
 
 
@@ -208,9 +208,8 @@ def test_two_hundred_random_kills(tmp_path: Path) -> None:
         sender = threading.Thread(target=keep_sending)
         sender.start()
         try:
-            for killed in range(3 * KILLS):  # a busy machine takes few studies between two kills
-                if killed >= KILLS and len(acknowledged) >= STUDIES:
-                    break
+            for killed in range(KILLS):
+                poll(lambda: len(acknowledged) >= killed // KILLS_A_STUDY)  # noqa: B023 (it is called here)
                 time.sleep(chance.uniform(0.1, 1.2))
                 stage = chance.choice(STAGES)
                 running[stage].send_signal(signal.SIGKILL)
@@ -218,7 +217,6 @@ def test_two_hundred_random_kills(tmp_path: Path) -> None:
                 start(stage)
             stopping.set()
             sender.join()
-            assert len(acknowledged) >= STUDIES
             await_results(node, orthanc, acknowledged, wait_s=240)
         finally:
             stopping.set()

