@@ -1,30 +1,34 @@
-"""Batches for the loop, made ahead of it: augmented by threads (OpenCV and NumPy let go of the interpreter meanwhile).
+"""Batches for the loop, made ahead of it by processes: augmenting holds Python's lock too long for threads.
 
-Each step has a random generator of its own, so the pictures do not depend on which thread was quicker.
+Each step has a random generator of its own, so the pictures do not depend on who makes them, or when.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from engines.base import FloatArray
 from engines.preprocess import normalise
 from training.datasets import Sample, sampling_weights
+from training.devices import Device
 from training.recipe import Recipe
 from training.transforms import augment
 
 Images = npt.NDArray[np.uint8]  # [N, H, W]
-_THREADS = min(len(os.sched_getaffinity(0)), 8)
-_AHEAD = 2 * _THREADS  # batches
+_AHEAD = 2  # batches that wait in each process
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where batches pass between processes; in a container often 64 MB)
 
 
 def epoch_order(recipe: Recipe, samples: Sequence[Sample], epoch: int) -> npt.NDArray[Any]:
@@ -38,25 +42,45 @@ def epoch_order(recipe: Recipe, samples: Sequence[Sample], epoch: int) -> npt.ND
 
 
 def feed(
-    recipe: Recipe, images: Images, targets: npt.NDArray[Any], order: npt.NDArray[Any], seed: tuple[int, ...]
+    recipe: Recipe, samples: Sequence[Sample], images: Images, targets: npt.NDArray[Any], device: Device, epochs: range
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised grey images [N, H, W], labels [N]) of each step of `order`; `spread` makes them the network's."""
+    """(normalised grey images [N, H, W], labels [N]) of each step of `epochs`; `spread` makes them the network's.
 
-    def make(step: int) -> tuple[Tensor, Tensor]:
-        rng, chosen = np.random.default_rng([*seed, step]), order[step]
-        pictures = [augment(images[i], recipe.augment, rng) for i in chosen]
-        return _grey(recipe, pictures), torch.from_numpy(targets[chosen])
+    Of several processes that share a fit, each has its part of every batch.
+    """
+    cv2.setNumThreads(1)  # before the processes begin: a pool of threads does not outlive a fork
+    steps, *batch = epoch_order(recipe, samples, 0).shape
+    processes = _processes(device, batch[0] * images[0].size * np.dtype(np.float32).itemsize)
+    yield from DataLoader(
+        _Steps(recipe, samples, images, targets, device), batch_size=None,
+        sampler=[(epoch, step) for epoch in epochs for step in range(steps)],
+        num_workers=processes, prefetch_factor=_AHEAD if processes else None,
+        pin_memory=device.torch_device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the one that dropout draws from
+    )  # fmt: skip
 
-    pool = ThreadPoolExecutor(_THREADS)
-    waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
-    try:
-        for step in range(len(order) + _AHEAD):
-            if step < len(order):
-                waiting.append(pool.submit(make, step))
-            if step >= _AHEAD:
-                yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(
+        self, recipe: Recipe, samples: Sequence[Sample], images: Images, targets: npt.NDArray[Any], device: Device
+    ) -> None:
+        self._recipe, self._images, self._targets, self._device = recipe, images, targets, device
+        self._order = lru_cache(2)(lambda epoch: epoch_order(recipe, samples, epoch))
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, step = key
+        chosen = self._order(epoch)[step, self._device.rank :: self._device.world]
+        rng = np.random.default_rng([self._recipe.fit.seed, epoch, self._device.rank, step])
+        pictures = [augment(self._images[i], self._recipe.augment, rng) for i in chosen]
+        return _grey(self._recipe, pictures), torch.from_numpy(self._targets[chosen])
+
+
+def _processes(device: Device, batch_bytes: int) -> int:
+    """As many as feed a GPU; on a CPU, whose cores fit, few: its steps take long. 0: the loop makes its batches."""
+    cores = len(os.sched_getaffinity(0)) // device.world
+    wanted = cores if device.torch_device.type == "cuda" else max(1, cores // 8)
+    room = shutil.disk_usage(_SHARED_MEMORY).free // device.world if _SHARED_MEMORY.is_dir() else 0
+    return min(wanted, room // (2 * _AHEAD * batch_bytes))
 
 
 def to_tensor(recipe: Recipe, pictures: Sequence[FloatArray], device: torch.device | None = None) -> Tensor:
@@ -66,8 +90,8 @@ def to_tensor(recipe: Recipe, pictures: Sequence[FloatArray], device: torch.devi
 
 def spread(recipe: Recipe, grey: Tensor, device: torch.device | None = None) -> Tensor:
     """Grey copied to each channel, on the device: one channel travels there, not three."""
-    channels = grey.to(device or grey.device)[:, None].expand(-1, recipe.input.channels, -1, -1)
-    return channels.contiguous(memory_format=torch.channels_last)
+    there = grey.to(device or grey.device, non_blocking=grey.is_pinned())
+    return there[:, None].expand(-1, recipe.input.channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def _grey(recipe: Recipe, pictures: Sequence[FloatArray]) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingWarmRestarts, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from engines.base import FloatArray
@@ -50,6 +53,7 @@ LEFT_OUT = "left-out.csv"  # in a run folder: files of the data folder that nobo
 CACHE = "cache"  # beside the run folders: decoded images, shared by all runs of the same data and input size
 _WARM_UP = 0.15  # share of the one-cycle schedule
 _BATCH = 64  # of a prediction
+_ASK = 16  # steps between two looks at the loss: a GPU that is asked has to end all its work first
 
 
 class DivergedError(Exception):
@@ -90,9 +94,10 @@ def fit(recipe: Recipe, data: Path, run: Path, device: Device | None = None) -> 
         total=recipe.fit.epochs * steps, initial=state.epoch * steps, unit="step", disable=not device.first,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     ) as bar:  # fmt: skip
+        batches = _batches(recipe, train, device, range(state.epoch, recipe.fit.epochs))
         while state.epoch < recipe.fit.epochs:
             started = time.monotonic()
-            row = _one_epoch(recipe, state, fitted, train, device, bar)
+            row = _one_epoch(recipe, state, fitted, islice(batches, steps), device, bar)
             state.epoch += 1
             row |= validate(recipe, state, held, device) | {"seconds": round(time.monotonic() - started, 1)}
             state.curves.append({"epoch": state.epoch} | {k: round(v, 6) for k, v in row.items()})
@@ -219,48 +224,59 @@ def _schedule(optimiser: torch.optim.Optimizer, spec: FitSpec, steps: int) -> LR
 
 
 def _one_epoch(
-    recipe: Recipe, state: State, fitted: nn.Module, train: Labelled, device: Device, bar: tqdm[Any]
-) -> dict[str, float]:
+    recipe: Recipe, state: State, fitted: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: Device,
+    bar: tqdm[Any],
+) -> dict[str, float]:  # fmt: skip
     """Mean loss, accuracy on what was fitted (augmented, with dropout), and the rate at the epoch's start."""
     seed, rate = (recipe.fit.seed, state.epoch, device.rank), float(state.schedule.get_last_lr()[0])
     torch.manual_seed(sum(k * n for k, n in zip(seed, (1_000_000, 1000, 1), strict=True)))
     rng = np.random.default_rng(seed)
-    order = epoch_order(recipe, train.samples, state.epoch)
     state.network.train()
     if recipe.model.frozen:
         state.network.trunk.eval()
-    losses, hits, started = [], 0, time.monotonic()
-    mine = order[:, device.rank :: device.world]
-    for step, (x, y) in enumerate(_batches(recipe, train, mine, seed, device.torch_device), start=1):
-        labels = y.to(device.torch_device)
+    average = _averaging(state, recipe.fit.ema)
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    seen, started = 0, time.monotonic()
+    for x, labels in batches:
         with device.mixed_precision():
             loss, logits = _loss(fitted, x, labels, recipe.fit, rng)
             loss = loss + recipe.fit.l2 * state.network.head.penalty()
-        if not torch.isfinite(loss):
-            raise DivergedError(f"loss {loss.item()} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
         state.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()
         state.schedule.step()
-        _average(state, recipe.fit.ema, done=state.epoch * len(order) + step)
-        losses.append(loss.item())
-        hits += int((logits.argmax(1) == labels).sum())
+        average()
+        losses.append(loss.detach())
+        hits.append((logits.argmax(1) == labels).sum())
+        seen += len(labels)
         bar.update()
-    speed = mine.size / (time.monotonic() - started)
-    return {"rate": rate, "loss": float(np.mean(losses)), "accuracy": hits / mine.size, "images_per_s": speed}
+        if len(losses) % _ASK == 0:
+            _mean(losses, state)
+    _take_counters(state)
+    mean, speed = _mean(losses, state), seen / (time.monotonic() - started)
+    return {"rate": rate, "loss": mean, "accuracy": int(sum(hits)) / seen, "images_per_s": speed}
 
 
-def _batches(
-    recipe: Recipe, part: Labelled, order: npt.NDArray[Any], seed: tuple[int, ...], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(what is fitted's input, on the device; labels) of each step: images, or the maps of a frozen trunk."""
+def _mean(losses: list[Tensor], state: State) -> float:
+    """Raises DivergedError where it is not finite."""
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise DivergedError(f"loss {mean} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
+    return mean
+
+
+def _batches(recipe: Recipe, part: Labelled, device: Device, epochs: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what is fitted's input: images, or the maps of a frozen trunk; labels) of each step, on the device."""
+    there = device.torch_device
     if part.maps is None:
-        for grey, labels in feed(recipe, part.images, part.targets, order, seed):
-            yield spread(recipe, grey, device), labels
+        for grey, labels in feed(recipe, part.samples, part.images, part.targets, device, epochs):
+            yield spread(recipe, grey, there), labels.to(there, non_blocking=labels.is_pinned())
         return
-    for chosen in order:
-        maps = torch.from_numpy(part.maps[chosen].astype(np.float32))
-        yield maps.to(device), torch.from_numpy(part.targets[chosen])
+    for epoch in epochs:
+        for chosen in epoch_order(recipe, part.samples, epoch)[:, device.rank :: device.world]:
+            maps = torch.from_numpy(part.maps[chosen].astype(np.float32))
+            yield maps.to(there), torch.from_numpy(part.targets[chosen]).to(there)
 
 
 def _loss(fitted: nn.Module, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -268,20 +284,32 @@ def _loss(fitted: nn.Module, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random
     if not spec.mixup:
         logits = fitted(x)
         return F.cross_entropy(logits, y, label_smoothing=spec.label_smoothing), logits
-    share, other = float(rng.beta(spec.mixup, spec.mixup)), torch.from_numpy(rng.permutation(len(y)))
+    share = float(rng.beta(spec.mixup, spec.mixup))
+    other = torch.from_numpy(rng.permutation(len(y))).to(x.device, non_blocking=True)
     logits = fitted(share * x + (1 - share) * x[other])
     one, two = (F.cross_entropy(logits, target, label_smoothing=spec.label_smoothing) for target in (y, y[other]))
     return share * one + (1 - share) * two, logits
 
 
-def _average(state: State, decay: float, *, done: int) -> None:
-    decay = min(decay, (1 + done) / (10 + done))  # the first steps must not weigh for ever
-    with torch.no_grad():
-        for name, value in state.network.state_dict().items():
-            if value.is_floating_point():
-                state.average[name].lerp_(value, 1 - decay)
-            else:
-                state.average[name].copy_(value)
+def _averaging(state: State, decay: float) -> Callable[[], None]:
+    """What a step does to the averages of the weights."""
+    weights = state.network.state_dict()
+    names = [name for name, value in weights.items() if value.is_floating_point()]
+    averages, values = ([of[name] for name in names] for of in (state.average, weights))
+
+    def average() -> None:
+        done = state.schedule.last_epoch  # steps
+        soon = min(decay, (1 + done) / (10 + done))  # the first steps must not weigh for ever
+        get_ema_multi_avg_fn(soon)(averages, values, done)  # type: ignore[no-untyped-call]
+
+    return average
+
+
+def _take_counters(state: State) -> None:
+    """Of what counts, the averages keep the newest."""
+    for name, value in state.network.state_dict().items():
+        if not value.is_floating_point():
+            state.average[name].copy_(value)
 
 
 def validate(recipe: Recipe, state: State, held: Labelled, device: Device) -> dict[str, float]:

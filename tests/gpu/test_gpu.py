@@ -27,7 +27,15 @@ from engines.golden import cam_difference
 from engines.plan import PRECISIONS
 from engines.trt_run import TensorRtEngine
 from tests.contract.tiny import tiny_batch, tiny_bundle
-from tests.support.real_gpu import NETWORKS, ON_HOST, gpu_engine, missing_gpu, on_device, torch_stream
+from tests.support.real_gpu import (
+    NETWORKS,
+    ON_HOST,
+    empty_torchs_cache,
+    gpu_engine,
+    missing_gpu,
+    on_device,
+    torch_stream,
+)
 
 if missing_gpu():
     pytest.skip(f"no GPU to test on: {missing_gpu()}", allow_module_level=True)
@@ -148,6 +156,7 @@ def life(engine: TensorRtEngine) -> None:
     engine.activate()
     engine.infer(tiny_batch(20))
     engine.deactivate()
+    empty_torchs_cache()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
