@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sqlalchemy import Connection, and_, func, select
 
+from cxrnode.spreadsheet import write_csv
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import REFUSED
 from cxrnode.store.queue import REPORTED
@@ -117,15 +117,10 @@ class Results:
         """The rows of studies that were just reported: results.csv can be followed while the run goes on."""
         path = self.csv_path
         with storage_errors(path), database.begin() as c, path.open("a", newline="", encoding="utf-8") as f:
-            self._writer(f).writerows(self.rows(c, study_instance_uids))
+            write_csv(f, self.columns, self.rows(c, study_instance_uids), header=False)
 
-    def print_csv(self, rows: Iterator[dict[str, Any]], f: Any) -> None:
-        writer = self._writer(f)
-        writer.writeheader()
-        writer.writerows(rows)
-
-    def _writer(self, f: Any) -> csv.DictWriter[str]:
-        return csv.DictWriter(f, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
+    def print_csv(self, rows: Iterator[dict[str, Any]], f: TextIO) -> None:
+        write_csv(f, self.columns, rows)
 
 
 def counts(c: Connection) -> dict[str, dict[str, int]]:

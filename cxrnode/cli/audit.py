@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import socket
 import sys
@@ -304,15 +303,11 @@ def _print_json(events: Iterator[AuditEvent]) -> int:
 
 
 def _print_csv(events: Iterator[AuditEvent]) -> int:
+    from cxrnode.spreadsheet import write_csv  # noqa: PLC0415
     from cxrnode.types import AuditEvent  # noqa: PLC0415
 
-    writer = csv.DictWriter(sys.stdout, list(AuditEvent.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    count = 0
-    for e in events:
-        count += 1
-        writer.writerow(_row(e) | {"detail": json.dumps(e.detail)})
-    return count
+    rows = (_row(e) | {"detail": json.dumps(e.detail)} for e in events)
+    return write_csv(sys.stdout, AuditEvent.__dataclass_fields__, rows)
 
 
 def _period(filters: Filters) -> str:
