@@ -55,6 +55,7 @@ def feed(
         _Steps(recipe, samples, images, targets, device), batch_size=None,
         sampler=[(epoch, step) for epoch in epochs for step in range(steps)],
         num_workers=processes, prefetch_factor=_AHEAD if processes else None,
+        multiprocessing_context="fork" if processes else None,  # which copies no images
         pin_memory=device.torch_device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the one that dropout draws from
     )  # fmt: skip
