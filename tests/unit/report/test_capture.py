@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from cxrnode.errors import ResultError
+from cxrnode.report import overlay
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.context import map_reference
@@ -56,6 +57,15 @@ def test_a_weak_map_stays_faint() -> None:
     change = [np.abs(film(draw(preview(), cam(top)), (512, 420)) - clean).max() for top in (0.1, 0.6, 2.0)]
     assert change[0] == 0
     assert 0 < change[1] < change[2] / 2
+
+
+@pytest.mark.parametrize(
+    ("strength", "says"), [(0.0, "NO MAP"), (0.19, "TOO WEAK TO SHOW"), (0.21, "brighter raised its score more")]
+)
+def test_a_picture_without_colour_says_why(strength: float, says: str) -> None:
+    prediction = analysed().prediction
+    assert prediction is not None
+    assert says in overlay._words(prediction, context(), strength, 2.0).map_of
 
 
 def test_the_colour_is_strongest_where_the_map_is() -> None:
