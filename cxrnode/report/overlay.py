@@ -154,10 +154,15 @@ def _words(prediction: Prediction, context: ReportContext, strength: float, top_
         labels="   |   ".join(states),
         model=f"Model {ascii_text(context.model)}   bundle {bundle.digest[:12]}   cxrnode {context.software_version}",
         scale=f"raw scale 0 to {top_of_scale:.3g}, this image's maximum {strength:.3g}" if strength > 0 else "",
-        map_of=f"Grad-CAM of '{mapped}': brighter raised its score more"
-        if strength > 0
-        else f"Grad-CAM of '{mapped}': NO MAP (it is zero everywhere)",
+        map_of=f"Grad-CAM of '{mapped}': {_what_shows(strength / top_of_scale if strength > 0 else 0.0)}",
     )
+
+
+def _what_shows(share: float) -> str:
+    """share: of the scale, that the map's maximum has."""
+    if share == 0:
+        return "NO MAP (it is zero everywhere)"
+    return "brighter raised its score more" if share >= _FAINT else "TOO WEAK TO SHOW (no place raised its score much)"
 
 
 def _draw_top(canvas: ByteArray, layout: Layout, words: _Words) -> None:
