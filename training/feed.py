@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from training.recipe import Recipe
 from training.transforms import augment
 
 Images = npt.NDArray[np.uint8]  # [N, H, W]
+Share = tuple[tuple[int, ...], npt.NDArray[Any]]  # of a step: its random generator's seed, and which samples it takes
 _AHEAD = 2  # batches that wait in each process
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where batches pass between processes; in a container often 64 MB)
 
@@ -41,19 +41,21 @@ def epoch_order(recipe: Recipe, samples: Sequence[Sample], epoch: int) -> npt.ND
     return rng.choice(len(samples), shape, p=sampling_weights(samples, recipe.data.balance, recipe.auxiliary))
 
 
-def feed(
-    recipe: Recipe, samples: Sequence[Sample], images: Images, targets: npt.NDArray[Any], device: Device, epochs: range
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised grey images [N, H, W], labels [N]) of each step of `epochs`; `spread` makes them the network's.
+def shares(recipe: Recipe, samples: Sequence[Sample], device: Device, epochs: range) -> Iterator[Share]:
+    """What each step of `epochs` takes; of several processes that share a fit, each has its part of every batch."""
+    for epoch in epochs:
+        for step, batch in enumerate(epoch_order(recipe, samples, epoch)):
+            yield (recipe.fit.seed, epoch, device.rank, step), batch[device.rank :: device.world]
 
-    Of several processes that share a fit, each has its part of every batch.
-    """
+
+def feed(
+    recipe: Recipe, images: Images, targets: npt.NDArray[Any], steps: Iterable[Share], device: Device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised grey images [N, H, W], labels [N]) of each of `steps`; `spread` makes them the network's."""
     cv2.setNumThreads(1)  # before the processes begin: a pool of threads does not outlive a fork
-    steps, *batch = epoch_order(recipe, samples, 0).shape
-    processes = _processes(device, batch[0] * images[0].size * np.dtype(np.float32).itemsize)
+    processes = _processes(device, recipe.fit.batch_size * images[0].size * np.dtype(np.float32).itemsize)
     yield from DataLoader(
-        _Steps(recipe, samples, images, targets, device), batch_size=None,
-        sampler=[(epoch, step) for epoch in epochs for step in range(steps)],
+        _Augmented(recipe, images, targets), batch_size=None, sampler=steps,
         num_workers=processes, prefetch_factor=_AHEAD if processes else None,
         multiprocessing_context="fork" if processes else None,  # which copies no images
         pin_memory=device.torch_device.type == "cuda",
@@ -61,17 +63,13 @@ def feed(
     )  # fmt: skip
 
 
-class _Steps(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(
-        self, recipe: Recipe, samples: Sequence[Sample], images: Images, targets: npt.NDArray[Any], device: Device
-    ) -> None:
-        self._recipe, self._images, self._targets, self._device = recipe, images, targets, device
-        self._order = lru_cache(2)(lambda epoch: epoch_order(recipe, samples, epoch))
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, recipe: Recipe, images: Images, targets: npt.NDArray[Any]) -> None:
+        self._recipe, self._images, self._targets = recipe, images, targets
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, step = key
-        chosen = self._order(epoch)[step, self._device.rank :: self._device.world]
-        rng = np.random.default_rng([self._recipe.fit.seed, epoch, self._device.rank, step])
+    def __getitem__(self, share: Share) -> tuple[Tensor, Tensor]:
+        seed, chosen = share
+        rng = np.random.default_rng(seed)
         pictures = [augment(self._images[i], self._recipe.augment, rng) for i in chosen]
         return _grey(self._recipe, pictures), torch.from_numpy(self._targets[chosen])
 

@@ -40,7 +40,7 @@ from training.checkpoint import (
 )
 from training.datasets import Part, Sample, left_out, load_index, used
 from training.devices import Device
-from training.feed import Images, epoch_order, feed, spread, to_tensor
+from training.feed import Images, epoch_order, feed, shares, spread, to_tensor
 from training.files import whole
 from training.frozen import Maps, maps_of, prepare_trunk
 from training.models.network import Model, Network, make_network
@@ -235,10 +235,9 @@ def _one_epoch(
     if recipe.model.frozen:
         state.network.trunk.eval()
     average = _averaging(state, recipe.fit.ema)
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    seen, started = 0, time.monotonic()
-    for x, labels in batches:
+    total = hits = torch.zeros((), device=device.torch_device)
+    step, seen, started = 0, 0, time.monotonic()
+    for step, (x, labels) in enumerate(batches, 1):
         with device.mixed_precision():
             loss, logits = _loss(fitted, x, labels, recipe.fit, rng)
             loss = loss + recipe.fit.l2 * state.network.head.penalty()
@@ -247,36 +246,34 @@ def _one_epoch(
         state.optimiser.step()
         state.schedule.step()
         average()
-        losses.append(loss.detach())
-        hits.append((logits.argmax(1) == labels).sum())
+        total = total + loss.detach()
+        hits = hits + (logits.argmax(1) == labels).sum()
         seen += len(labels)
         bar.update()
-        if len(losses) % _ASK == 0:
-            _mean(losses, state)
+        if step % _ASK == 0:
+            _finite(total, state)
     _take_counters(state)
-    mean, speed = _mean(losses, state), seen / (time.monotonic() - started)
-    return {"rate": rate, "loss": mean, "accuracy": int(sum(hits)) / seen, "images_per_s": speed}
+    mean, speed = _finite(total, state) / step, seen / (time.monotonic() - started)
+    return {"rate": rate, "loss": mean, "accuracy": float(hits) / seen, "images_per_s": speed}
 
 
-def _mean(losses: list[Tensor], state: State) -> float:
-    """Raises DivergedError where it is not finite."""
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise DivergedError(f"loss {mean} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
-    return mean
+def _finite(loss: Tensor, state: State) -> float:
+    """Raises DivergedError where it is not."""
+    if not math.isfinite(value := float(loss)):
+        raise DivergedError(f"loss {value} in epoch {state.epoch + 1}: lower the recipe's learning_rate")
+    return value
 
 
 def _batches(recipe: Recipe, part: Labelled, device: Device, epochs: range) -> Iterator[tuple[Tensor, Tensor]]:
     """(what is fitted's input: images, or the maps of a frozen trunk; labels) of each step, on the device."""
-    there = device.torch_device
+    there, steps = device.torch_device, shares(recipe, part.samples, device, epochs)
     if part.maps is None:
-        for grey, labels in feed(recipe, part.samples, part.images, part.targets, device, epochs):
+        for grey, labels in feed(recipe, part.images, part.targets, steps, device):
             yield spread(recipe, grey, there), labels.to(there, non_blocking=labels.is_pinned())
         return
-    for epoch in epochs:
-        for chosen in epoch_order(recipe, part.samples, epoch)[:, device.rank :: device.world]:
-            maps = torch.from_numpy(part.maps[chosen].astype(np.float32))
-            yield maps.to(there), torch.from_numpy(part.targets[chosen]).to(there)
+    for _, chosen in steps:
+        maps = torch.from_numpy(part.maps[chosen].astype(np.float32))
+        yield maps.to(there), torch.from_numpy(part.targets[chosen]).to(there)
 
 
 def _loss(fitted: nn.Module, x: Tensor, y: Tensor, spec: FitSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from training import feed as feeding
 from training.datasets import Part, Sample
 from training.devices import Device
-from training.feed import epoch_order, feed
+from training.feed import epoch_order, feed, shares
 from training.recipe import load_recipe
 
 RECIPE = load_recipe("cxr3-lite2-base", ["model.weights=none", "fit.batch_size=8", "input.rows=32", "input.columns=32"])
@@ -26,8 +26,12 @@ SAMPLES = [
 ]
 
 
+def begun(device: Device, epochs: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return feed(RECIPE, IMAGES, TARGETS, shares(RECIPE, SAMPLES, device, epochs), device)
+
+
 def made(device: Device | None = None, epochs: range = range(2)) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(feed(RECIPE, SAMPLES, IMAGES, TARGETS, device or Device(), epochs))
+    return list(begun(device or Device(), epochs))
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def test_processes_that_share_a_fit_share_each_batch(processes: list[int]) -> No
 
 def test_who_leaves_early_leaves_no_process(processes: list[int]) -> None:
     processes[0] = 2
-    batches = feed(RECIPE, SAMPLES, IMAGES, TARGETS, Device(), range(1000))
+    batches = begun(Device(), range(1000))
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     batches.close()  # type: ignore[attr-defined]
