@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TextIO
 
 # How a formula begins (OWASP, CSV Injection), in full width too, and the blanks that a spreadsheet drops before it
@@ -11,13 +11,12 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _DROPPED = " \t\r\n"
 
 
-def write_csv(f: TextIO, columns: Iterable[str], rows: Iterable[Mapping[str, object]], *, header: bool = True) -> int:
+def write_csv(f: TextIO, columns: Collection[str], rows: Iterable[Mapping[str, object]], *, header: bool = True) -> int:
     """How many rows were written: columns that one lacks are empty, others left out.
 
     Text like a formula gets a leading apostrophe, which spreadsheets take for 'this is text'.
     """
-    names, written = list(columns), 0
-    writer = csv.DictWriter(_Lines(f), names, restval="", extrasaction="ignore")
+    writer, written = csv.DictWriter(_Lines(f), columns, restval="", extrasaction="ignore"), 0
     if header:
         writer.writeheader()
     for row in rows:
