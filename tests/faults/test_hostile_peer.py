@@ -9,9 +9,9 @@ import ssl
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxrnode.dicom import scp
 from cxrnode.dicom.negotiation import MAX_PDU_BYTES
+from tests.support.awaiting import await_true
 from tests.support.make_dicom import SOP_CLASSES, SYNTAXES, chest, to_bytes
 from tests.support.receiving import (
     ANSWER_S,
@@ -41,6 +42,7 @@ CR = str(SOP_CLASSES["CR"])
 EXPLICIT = str(SYNTAXES["explicit"])
 STORAGE_RQ = associate_rq((1, CR, EXPLICIT))
 ABORT, ACCEPT, REJECT = 7, 2, 3
+soon = partial(await_true, seconds=10, every_s=0.01)  # less than the listener's own patience
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +142,8 @@ def test_large_pdus_are_asked_for_and_a_data_set_goes_to_disk_as_it_comes(node: 
         peer.sendall(p_data(1, 3, command(c_store_rq(CR, b"1.2.3"))))
         for _ in range(20):
             peer.sendall(p_data(1, 0, bytes(100_000)))
-        await_true(lambda: sum(p.stat().st_size for p in (node.folder / "incoming").iterdir()) > 2_000_000)
-    await_true(lambda: not list((node.folder / "incoming").iterdir()))
+        soon(lambda: sum(p.stat().st_size for p in (node.folder / "incoming").iterdir()) > 2_000_000)
+    soon(lambda: not list((node.folder / "incoming").iterdir()))
     served(node)
 
 
@@ -163,9 +165,9 @@ def test_who_stalls_is_dropped(hasty: Node, beginning: bytes) -> None:
     with raw(hasty, beginning) as peer:
         served(hasty) if not beginning else None
         peer.settimeout(5)
-        while read_pdu(peer)[0]:
-            pass
-    await_true(lambda: not peers())
+        answers = list(iter(lambda: read_pdu(peer)[0], 0))
+    assert answers == ([ACCEPT, ABORT] if len(beginning) > len(STORAGE_RQ) else [])
+    soon(lambda: not peers())
     served(hasty)
 
 
@@ -189,7 +191,7 @@ def test_half_dead_associations_of_one_host_keep_no_other_out(tmp_path: Path) ->
             with raw(node, STORAGE_RQ, "127.0.0.2") as peer:
                 assert read_pdu(peer) == (REJECT, bytes((0, 2, 3, 2)))  # transient: local limit exceeded
             served(node)
-        await_true(lambda: not peers())
+        soon(lambda: not peers())
         with storing(node, "127.0.0.2"):
             served(node)
 
@@ -204,7 +206,7 @@ def test_health_checks_cost_nothing(node: Node) -> None:
     for _ in range(300):
         socket.create_connection((HOST, node.port)).close()
     served(node)
-    await_true(lambda: not peers())
+    soon(lambda: not peers())
 
 
 # 4
@@ -345,7 +347,8 @@ def test_noise(node: Node) -> None:
     for _ in range(20):
         with raw(node, chance.randbytes(chance.randint(1, 2000))):
             pass
-    await_true(lambda: not peers())
+    soon(lambda: not peers())
+    assert not node.files()
     served(node)
 
 
@@ -404,13 +407,6 @@ def test_only_those_named_may_store_and_all_may_echo(node: Node) -> None:
         assert [cx.abstract_syntax for cx in assoc.accepted_contexts] == [Verification]
         assert assoc.send_c_echo().Status == 0
     served(node)
-
-
-def await_true(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def peers() -> list[threading.Thread]:

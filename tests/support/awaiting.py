@@ -18,12 +18,12 @@ WAIT_S = 60.0
 ONE_SET = Counter({Comprehensive3DSRStorage: 1, SecondaryCaptureImageStorage: 1})
 
 
-def await_true(what: Callable[[], T], why: Callable[[], str], seconds: float = WAIT_S) -> T:
+def await_true(what: Callable[[], T], why: Callable[[], str] = str, seconds: float = WAIT_S, every_s: float = 0.1) -> T:
     """What `what()` gives, once it is true. Raises AssertionError with `why()` after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, why()
-        time.sleep(0.1)
+        time.sleep(every_s)
     return found
 
 

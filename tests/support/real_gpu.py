@@ -86,7 +86,7 @@ class _OnDevice:
 
 @cache
 def on_device(address: int, shape: tuple[int, ...], typestr: str = "<f4") -> Any:
-    """A torch tensor of that memory."""
+    """A torch tensor of that memory; one for each, for torch keeps some memory of every view that it makes."""
     import torch
 
     return torch.as_tensor(_OnDevice(address, shape, typestr), device="cuda")

@@ -92,14 +92,15 @@ def test_what_was_not_confirmed_waits(
     with (
         bad_server(authority, behave) as bad,
         caplog.at_level(logging.INFO),
-        running(forwarder(database, tmp_path, bad.server(authority))),
+        running(forwarder(database, tmp_path, bad.server(authority, timeout_s=1.0))),
     ):
-        await_true(lambda: any(re.search(why, s) for s in said()) and bad.connections >= 3, lambda: "\n".join(said()))
+        await_true(lambda: said() and bad.connections >= 3)
     assert bad.connections <= 20 + 2 * (time.monotonic() - began) / SHORT.longest_wait_s
     with database.begin() as c:
         assert sent_up_to(c) == 0
-    assert len(set(said())) == len(said())  # what a server does depends on when: each reason once
+    assert len(set(said())) == len(said()) <= 3  # what a server does depends on when: each reason once
     assert all(s.startswith("audit messages wait in the ledger, from record 1 on: ") for s in said())
+    assert re.search(why, said()[0])
 
 
 def test_a_server_that_is_not_there(
@@ -109,7 +110,7 @@ def test_a_server_that_is_not_there(
         known = bad.server(authority)
     nobody = SyslogServer(host="127.0.0.1", port=free_port(), tls=known.tls, timeout_s=0.5)
     with caplog.at_level(logging.INFO), running(forwarder(database, tmp_path, nobody)):
-        await_true(lambda: caplog.records, lambda: "nothing said")
+        await_true(lambda: caplog.records)
         time.sleep(0.5)  # it tries again, and says no more
     assert [r.getMessage() for r in caplog.records] == [
         "audit messages wait in the ledger, from record 1 on: no connection to "
