@@ -1,68 +1,38 @@
 """Archives as a stream of items: a file, a folder, a zip, a tar or a DICOMDIR, known by content and never by name.
 
-Nothing is unpacked under a name that an archive chose. A compressed tar, which can only be read from its start, is
-decompressed once into the run's spool and then read at random like a plain one.
+Every file is an item: what is not read (a link out of the archive, a pipe, a container of a kind that is not opened) is
+one that says why.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
-import io
-import lzma
 import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, cast
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import MediaStorageDirectoryStorage
-
-from cxrnode.errors import ArchiveError, Rejected
-from cxrnode.store.spool import storage_errors
-from cxrnode.types import Reason, Rejection
-
-MAX_ITEM_BYTES = 2**30  # far above any radiograph: a zip bomb must not fill the memory
-_HEAD = 512
-_DECOMPRESS: dict[bytes, Callable[..., Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}
+from cxrnode.container import COMPRESSED, recognise
+from cxrnode.dicom.budget import OBJECT_BYTES
+from cxrnode.dicomdir import file_ids, is_dicomdir
+from cxrnode.errors import ArchiveError, CxrnodeError, Damaged, Rejected, unexpected
+from cxrnode.item import Item, printable, refused, unreadable
+from cxrnode.location import Location, open_regular, too_large
+from cxrnode.members import compressed_items, tar_items, zip_items
+from cxrnode.types import Rejection
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One file, wherever it lies. `path` is what the user reads; the rest says how to read it again."""
+def iter_items(
+    archive: Path, *, spool: Path, skip: Path, on_empty: Callable[[Path], None] = lambda _: None
+) -> Iterator[Item]:
+    """Every file in `archive`, in a stable order. `skip` is the run's own output folder, left out of a walk.
 
-    path: str
-    container: str  # the file itself, or the zip or tar that holds it
-    kind: Literal["file", "zip", "tar"] = "file"
-    offset: int = 0  # of the data in a tar; index in a zip's directory
-    size: int = 0
-    rejection: Rejection | None = None  # known before reading: unreadable folder, listed but missing, ...
-
-    def location(self) -> dict[str, Any]:
-        kept = ("container", "kind", "offset", "size")
-        return {k: v for k, v in asdict(self).items() if k in kept}
-
-
-def iter_items(archive: Path, *, spool: Path, skip: Path) -> Iterator[Item]:
-    """Every file in `archive`, in a stable order. `skip` is the run's own output folder, left out of a walk."""
-    if archive.is_dir():
-        yield from _walk(archive, spool=spool, skip=skip.resolve())
-    elif _is_dicomdir(archive):
-        yield from _dicomdir(archive)
-    else:
-        yield from _expand(archive, spool)
+    What goes wrong with one file or one archive in it, expected or not, is an item with a rejection, and the walk goes
+    on. on_empty: told of what holds no file at all, `archive` or an archive in it. Raises StorageFullError where the
+    spool is full.
+    """
+    walk = _Walk(spool=spool, skip=skip, on_empty=on_empty)
+    yield from _guarded(archive, walk.items(archive))
 
 
 def check_archive(archive: Path) -> None:
@@ -78,243 +48,133 @@ def check_archive(archive: Path) -> None:
         raise ArchiveError(f"cannot read archive {archive}: {e.strerror}. Check its permissions") from e
 
 
-def _walk(folder: Path, *, spool: Path, skip: Path) -> Iterator[Item]:
-    seen: set[tuple[int, int]] = set()
-    denied: list[OSError] = []
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=denied.append):
-        here = Path(root)
-        status = here.stat()
-        if here.resolve() == skip or (status.st_dev, status.st_ino) in seen:  # a loop of links
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for name in sorted(files):
-            yield from _expand(here / name, spool)
-        while denied:
-            error = denied.pop()
-            yield _refused(Path(error.filename), Reason.UNREADABLE_FILE, error.strerror or "cannot be listed")
-    for error in denied:
-        yield _refused(Path(error.filename), Reason.UNREADABLE_FILE, error.strerror or "cannot be listed")
-
-
-def _expand(path: Path, spool: Path) -> Iterator[Item]:
-    """The file itself, or what it holds where it is a zip or a tar."""
-    if not path.is_file():  # a pipe, a socket, a dangling link: opening it could wait for ever
-        yield _refused(path, Reason.UNREADABLE_FILE, "not a regular file")
-        return
+def _guarded(path: Path, items: Iterable[Item]) -> Iterator[Item]:
+    """The boundary: whatever one archive or file raises is that one's item, after those that were found in it."""
+    taken = 0
     try:
-        with path.open("rb") as f:
-            head = f.read(_HEAD)
+        for item in items:
+            yield item
+            taken += 1
+    except CxrnodeError:
+        raise  # the spool's disk, which is no fault of this archive
+    except Rejected as e:
+        yield refused(path, e.rejection)
     except OSError as e:
-        yield _refused(path, Reason.UNREADABLE_FILE, e.strerror or "cannot be opened")
-        return
-    if head[128:132] == b"DICM":
-        yield Item(path=printable(path), container=str(path))
-    elif head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        yield from _zip(path)
-    elif head[257:262] == b"ustar":
-        yield from _tar(path, path)
-    elif opener := next((o for magic, o in _DECOMPRESS.items() if head.startswith(magic)), None):
-        yield from _compressed_tar(path, spool, opener)
-    else:
-        yield Item(path=printable(path), container=str(path))
+        yield refused(path, unreadable(e.strerror or type(e).__name__))
+    except Exception as e:  # noqa: BLE001 (nobody expects it, and its neighbours go on)
+        why = unexpected(e)
+        yield refused(path, Rejection(reason=why.reason, detail=f"{why.detail}; {taken} of its files were taken"))
 
 
-def _zip(path: Path) -> Iterator[Item]:
-    try:
-        with zipfile.ZipFile(path) as z:
-            members = z.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as e:
-        yield _refused(path, Reason.UNREADABLE_FILE, f"damaged zip: {e}")
-        return
-    names: set[str] = set()
-    for index, info in enumerate(members):
-        if info.is_dir():
-            continue
-        again = f"#{index}" if info.filename in names else ""  # a zip may hold a name twice
-        names.add(info.filename)
-        shown = f"{printable(path)}!/{printable(info.filename)}{again}"
-        item = Item(path=shown, container=str(path), kind="zip", offset=index, size=info.file_size)
-        yield _checked(item, encrypted=bool(info.flag_bits & 1))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """One archive, from the outside in. A `path` is what the user reads; `real` is what it is without links."""
 
+    spool: Path
+    skip: Path
+    on_empty: Callable[[Path], None]
 
-def _tar(path: Path, data: Path) -> Iterator[Item]:
-    """Members of the tar that the user knows as `path` and that lies, uncompressed, at `data`."""
-    try:
-        with tarfile.open(data, "r:") as t:
-            for info in t:
-                if info.isfile() and not info.issparse():
-                    shown = f"{printable(path)}!/{printable(info.name)}"
-                    yield _checked(
-                        Item(
-                            path=shown,
-                            container=str(data),
-                            kind="tar",
-                            offset=info.offset_data,
-                            size=info.size,
-                        )
-                    )
-                t.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen: memory must not grow with the archive
-    except (tarfile.TarError, OSError, ValueError) as e:
-        yield _refused(path, Reason.UNREADABLE_FILE, f"damaged tar: {e}; members after the damage were not read")
-
-
-def _compressed_tar(path: Path, spool: Path, opener: Callable[..., Any]) -> Iterator[Item]:
-    """Decompress into the spool, then read as a plain tar; a compressed file that is no tar is one item."""
-    plain = spool / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.tar"
-    try:
-        with opener(path, "rb") as compressed:
-            if compressed.read(_HEAD)[257:262] != b"ustar":
-                yield Item(path=printable(path), container=str(path))
-                return
-            if not plain.exists():
-                compressed.seek(0)
-                _decompress(compressed, plain)
-    except (OSError, EOFError, lzma.LZMAError) as e:
-        yield _refused(path, Reason.UNREADABLE_FILE, f"damaged compressed tar: {e}")
-        return
-    yield from _tar(path, plain)
-
-
-def _decompress(compressed: IO[bytes], plain: Path) -> None:
-    partial = plain.with_suffix(".part")
-    plain.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as out:
-            while block := compressed.read(2**20):  # errors of the source are the source's, not the disk's
-                with storage_errors(plain):
-                    out.write(block)
-        partial.rename(plain)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _checked(item: Item, *, encrypted: bool = False) -> Item:
-    if encrypted:
-        return _with(item, Reason.UNREADABLE_FILE, "encrypted: decrypt the archive first")
-    if item.size > MAX_ITEM_BYTES:
-        return _with(item, Reason.UNREADABLE_FILE, f"declares {item.size} bytes, more than {MAX_ITEM_BYTES}")
-    return item
-
-
-def _with(item: Item, reason: Reason, detail: str) -> Item:
-    return Item(path=item.path, **item.location(), rejection=Rejection(reason=reason, detail=detail))
-
-
-def _refused(path: Path, reason: Reason, detail: str) -> Item:
-    return Item(path=printable(path), container=str(path), rejection=Rejection(reason=reason, detail=detail))
-
-
-def _is_dicomdir(path: Path) -> bool:
-    try:
-        with path.open("rb") as f:
-            if f.read(132)[128:] != b"DICM":
-                return False
-        meta = dcmread(path, specific_tags=["MediaStorageSOPClassUID"], stop_before_pixels=True).file_meta
-    except (OSError, InvalidDicomError, ValueError, EOFError, AttributeError, KeyError, TypeError):
-        return False
-    return bool(meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage)
-
-
-def _dicomdir(path: Path) -> Iterator[Item]:
-    """The files that the records reference (PS3.3 section F.3.2.2), never one outside the DICOMDIR's folder."""
-    base = path.parent
-    try:
-        records = dcmread(path).get("DirectoryRecordSequence") or []
-        references = [r.ReferencedFileID for r in records if r.get("ReferencedFileID")]
-    except Exception as e:  # noqa: BLE001 (whatever pydicom raises on a damaged file, the user gets the outcome)
-        yield _refused(path, Reason.UNREADABLE_FILE, f"damaged DICOMDIR: {type(e).__name__}")
-        return
-    for reference in references:
-        parts = [reference] if isinstance(reference, str) else [str(part) for part in reference]
-        found = _referenced(base, parts)
-        if found is None:
-            yield _refused(base.joinpath(*parts), Reason.UNREADABLE_FILE, "listed in the DICOMDIR but missing")
+    def items(self, archive: Path) -> Iterator[Item]:
+        real = archive.resolve()
+        if real.is_dir():
+            yield from self._counted(archive, self._folders(archive, real))
+        elif is_dicomdir(real):
+            yield from self._counted(archive, _dicomdir(archive, real))
         else:
-            yield Item(path=printable(found), container=str(found))
+            yield from self._file(archive, real)
+
+    def _counted(self, path: Path, items: Iterable[Item]) -> Iterator[Item]:
+        empty = True
+        for item in items:
+            empty = False
+            yield item
+        if empty:
+            self.on_empty(path)
+
+    def _folders(self, folder: Path, real: Path) -> Iterator[Item]:
+        """Files of a folder before its sub-folders."""
+        waiting = [(folder, real)]
+        skip = self.skip.resolve()
+        while waiting:
+            path, here = waiting.pop()
+            if here != skip:
+                folders: list[tuple[Path, Path]] = []
+                yield from _guarded(path, self._folder(path, here, real, folders))
+                waiting += reversed(folders)
+
+    def _folder(self, path: Path, real: Path, root: Path, folders: list[tuple[Path, Path]]) -> Iterator[Item]:
+        with os.scandir(real) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            yield from _guarded(path / entry.name, self._entry(entry, path / entry.name, root, folders))
+
+    def _entry(
+        self, entry: os.DirEntry[str], path: Path, root: Path, folders: list[tuple[Path, Path]]
+    ) -> Iterator[Item]:
+        real = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            folders.append((path, real))
+        elif entry.is_symlink():
+            yield from self._link(path, real, root)
+        else:
+            yield from self._file(path, real)
+
+    def _link(self, path: Path, link: Path, root: Path) -> Iterator[Item]:
+        """A link to a file of the archive is that file once more, one to a folder of it nothing: that is walked where
+        it is. One that leads out of the archive is not followed."""
+        try:
+            target = link.resolve(strict=True)
+        except RuntimeError:  # what a loop raises before Python 3.13
+            yield refused(path, unreadable("a link that leads to itself"))
+            return
+        if not target.is_relative_to(root):
+            yield refused(
+                path, unreadable("a link out of the archive is not followed: give what it leads to by itself")
+            )
+        elif not target.is_dir():
+            yield from self._file(path, target)
+
+    def _file(self, path: Path, real: Path) -> Iterator[Item]:
+        """The file itself, or what it holds."""
+        if not stat.S_ISREG(real.stat().st_mode):  # a pipe, a socket, a device: opening it could wait, or act
+            yield refused(path, unreadable("not a regular file"))
+            return
+        with open_regular(real) as f:
+            kind = recognise(f)
+            if kind == "zip":
+                yield from self._counted(path, zip_items(path, f, real))
+            elif kind == "tar":
+                yield from self._counted(path, tar_items(path, f, real))
+            elif kind in COMPRESSED:
+                yield from self._counted(path, compressed_items(path, f, real, str(kind), self.spool))
+            elif kind:
+                yield refused(path, unreadable(f"{kind}: not opened here; unpack it and give the folder"))
+            else:
+                item = Item(path=printable(path), at=Location(container=str(real)))
+                size = os.fstat(f.fileno()).st_size
+                yield item.refused(too_large(size).rejection) if size > OBJECT_BYTES else item
+
+
+def _dicomdir(path: Path, real: Path) -> Iterator[Item]:
+    """The files that the records reference, never one outside the DICOMDIR's folder."""
+    base = real.parent
+    try:
+        for parts in file_ids(real):
+            shown = path.parent.joinpath(*parts)
+            if found := _referenced(base, parts):
+                yield Item(path=printable(path.parent / found.relative_to(base)), at=Location(container=str(found)))
+            else:
+                yield refused(shown, unreadable("listed in the DICOMDIR but missing"))
+    except Damaged as e:
+        yield refused(path, unreadable(f"damaged DICOMDIR: {e}"))
 
 
 def _referenced(base: Path, parts: list[str]) -> Path | None:
     for spelled in (parts, [p.lower() for p in parts]):  # ISO 9660 mounts show lower case
-        candidate = base.joinpath(*spelled)
-        if candidate.is_file() and candidate.resolve().is_relative_to(base.resolve()):
+        try:
+            candidate = base.joinpath(*spelled).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # not there, or no name that a file can have
+            continue
+        if candidate.is_file() and candidate.is_relative_to(base):
             return candidate
     return None
-
-
-def printable(path: Path | str) -> str:
-    """A name that can be printed and stored: bytes that are no UTF-8 are shown as escapes."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def read_item(location: dict[str, Any]) -> bytes:
-    """The bytes of the item at `location` (see Item.location). Raises Rejected where they cannot be had."""
-    with open_item(location) as f:
-        return f.read()
-
-
-@contextmanager
-def open_item(location: dict[str, Any]) -> Iterator[BinaryIO]:
-    """The item as a stream: a header can be read without the pixels behind it.
-
-    Raises Rejected where it cannot be opened, and for what goes wrong while the caller reads.
-    """
-    container, kind = Path(location["container"]), location["kind"]
-    try:
-        if kind == "zip":
-            stream = _open_zip_member(container, location["offset"])
-        elif kind == "tar":
-            stream = io.BufferedReader(_Slice(container, location["offset"], location["size"]))
-        else:
-            stream = container.open("rb")
-        with stream:
-            yield stream
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as e:
-        raise Rejected(Reason.UNREADABLE_FILE, f"{type(e).__name__}: {getattr(e, 'strerror', None) or e}") from e
-
-
-class _Slice(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a stream of its own."""
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._offset, self._size, self._at = offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = min(max(base + offset, 0), self._size)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._offset + self._at)
-        wanted = memoryview(buffer)[: self._size - self._at]
-        count = self._file.readinto(wanted) or 0
-        self._at += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _open_zip_member(container: Path, index: int) -> BinaryIO:
-    archive = _open_zip(container)
-    return cast(BinaryIO, archive.open(archive.infolist()[index]))
-
-
-@lru_cache(maxsize=2)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Kept open: a zip's directory is read once a worker, not once a member."""
-    return zipfile.ZipFile(path)
-
-
-def is_nested(head: bytes) -> bool:
-    """True where an item's first bytes are those of an archive: an archive inside an archive is not opened."""
-    return head[:4] == b"PK\x03\x04" or head[257:262] == b"ustar"

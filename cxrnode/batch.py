@@ -22,6 +22,7 @@ from cxrnode.engine_choice import chosen_engine
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference
 from cxrnode.intake_archive import take_in
+from cxrnode.item import printable
 from cxrnode.pool import Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
@@ -29,7 +30,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Queue
-from cxrnode.store.spool import locked, storage_errors, sweep_partial
+from cxrnode.store.spool import keep_private, locked, storage_errors, sweep_partial
 from cxrnode.store.studies import Studies
 from cxrnode.types import Destination
 from cxrnode.workers import Output
@@ -73,6 +74,9 @@ class Progress(Protocol):
 
     def phase(self, name: str, total: int | None) -> None: ...
 
+    def total(self, n: int) -> None:
+        """How many there are in this phase, where its beginning did not know."""
+
     def advance(self, n: int) -> None: ...
 
 
@@ -107,6 +111,9 @@ class BatchRun:
     queue: Queue = field(default_factory=lambda: Queue(_ACTOR))
     engine_name: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # what the user should know, and no row says
+    missing: list[str] = field(default_factory=list)  # what a run that came to its end owes all the same: our fault
+    _scanned: int = 0  # rows that there must be
 
     @property
     def results(self) -> Results:
@@ -120,7 +127,9 @@ class BatchRun:
         state = "failed"
         try:
             self._stages(started_at)
-            state = "complete"
+            with self.database.begin() as c:
+                self.missing = list(self.results.missing(c, scanned=self._scanned))
+            state = "incomplete" if self.missing else "complete"
         except KeyboardInterrupt:
             state = "interrupted"
             raise
@@ -154,9 +163,10 @@ class BatchRun:
 
         self.progress.phase("scanning", None)
         out = self.options.out
-        take_in(
+        self._scanned = take_in(
             self.options.archives, out=out, spool=out / "spool", database=self.database, queue=self.queue, pool=pool,
-            now=started_at.timestamp(), on_scanned=on_scanned,
+            now=started_at.timestamp(), on_scanned=on_scanned, on_total=self.progress.total,
+            on_empty=lambda path: self.warnings.append(f"{printable(path)} holds no files"),
         )  # fmt: skip
 
     def _analyse(self, active: Inference, pool: Pool, started_at: datetime) -> None:
@@ -209,6 +219,8 @@ class BatchRun:
             ledger.append(c, f"run_{state}", actor=_ACTOR, outcomes=totals["outcomes"], reasons=totals["reasons"])
         summary = {
             "state": state,
+            "missing": self.missing,
+            "warnings": self.warnings,
             **totals,
             "started_at": started_at.isoformat(),
             "ended_at": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -249,6 +261,7 @@ def _exclusive(out: Path) -> Iterator[None]:
         foreign = {p.name for p in out.iterdir()} - {_LOCK_NAME}
         if foreign and not (out / LEDGER_NAME).exists():
             raise StoreError(f"--out {out} is not empty and holds no cxrnode run: choose a new or empty folder")
+        keep_private(out)
         (out / _LOCK_NAME).touch()
     except OSError as e:
         raise StoreError(f"cannot use --out {out}: {e.strerror}. Choose a folder that you may write to") from e

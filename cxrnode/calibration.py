@@ -10,8 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cxrnode.archive import Item, check_archive, iter_items, read_item
+from cxrnode.archive import check_archive, iter_items
 from cxrnode.errors import ArchiveError, Rejected
+from cxrnode.item import Item
+from cxrnode.location import read_item
 from cxrnode.types import FloatArray
 from cxrnode.workers import decode
 from engines.bundle import InputShape

@@ -6,16 +6,19 @@ The request is durable before it is taken; the answer says, of each instance, wh
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxrnode import metrics
 from cxrnode.dicom.commit_report import report_commitment
 from cxrnode.dicom.commitment import CommitmentRequest
-from cxrnode.dicom.scu import SendError
+from cxrnode.dicom.scu import NoAssociationError, SendError
 from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
+from cxrnode.errors import StorageFullError, StoreAwayError
+from cxrnode.logs import words
+from cxrnode.loops import Loop
 from cxrnode.store.commitments import Commitments, OpenRequest
 from cxrnode.store.database import Database
 from cxrnode.types import Destination
@@ -23,13 +26,16 @@ from cxrnode.types import Destination
 NO_SUCH_OBJECT_INSTANCE = 0x0112  # failure reason, PS3.3 section C.14.1.1
 _POLL_S = 0.5
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 1800.0  # doubled with each attempt
+_PEER_AWAY_S = 60.0  # until another request of a peer is tried that does not answer
+_MOST_ERRORS = 5  # attempts that end in an error of ours; a peer that is away is tried for ever
+_HANGS_S = 300.0  # an association takes four waits of up to 30 s, and a hundred thousand files are looked for before
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentAnswers:
-    """`requested` is the listener's handler; `run` answers, on a thread of its own."""
+    """`requested` is the listener's handler; `loop` answers, on a thread of its own."""
 
     database: Database
     commitments: Commitments
@@ -46,28 +52,57 @@ class CommitmentAnswers:
             self.commitments.ask(c, asked.transaction_uid, *who, asked.instances)
         return SUCCESS
 
-    def run(self, stopping: threading.Event) -> None:
-        while not stopping.wait(_POLL_S):
-            with self.database.begin(shared=True) as c:
-                due = self.commitments.due(c, now=time.time())
-            for asked in due:
-                self._answer(asked)
+    def loop(self) -> Loop:
+        return Loop(name="commitment answers", step=self.step, hangs_s=_HANGS_S)
+
+    def step(self) -> float:
+        """Answer one request, if one is due."""
+        with self.database.begin(shared=True) as c:
+            asked = self.commitments.due(c, now=time.time())
+        if asked is None:
+            return _POLL_S
+        try:
+            self._answer(asked)
+        except (StoreAwayError, StorageFullError):  # not this one's fault
+            raise
+        except Exception as e:
+            log.exception("%s at %s: storage commitment cannot be answered", asked.calling_aet, asked.host)
+            metrics.thread_survived("commitment answers")
+            self._set_aside(asked, words(e))
+        return 0.0
+
+    def _set_aside(self, asked: OpenRequest, why: str) -> None:
+        """The others go on; this one is tried a few times more."""
+        with self.database.begin() as c:
+            if asked.attempts + 1 >= _MOST_ERRORS:
+                self.commitments.given_up(c, asked, now=time.time(), why=why)
+                log.error("%s at %s: a storage commitment request is given up", asked.calling_aet, asked.host)
+            else:
+                self.commitments.postponed(c, asked, not_before=time.time() + _wait_s(asked))
 
     def _answer(self, asked: OpenRequest) -> None:
+        instances = asked.instances
         with self.database.begin(shared=True) as c:
-            held = self.commitments.held(c, asked.instances)
-        kept = [i for i in asked.instances if any((self.root / path).is_file() for path in held.get(i, ()))]
-        missing = [(i, NO_SUCH_OBJECT_INSTANCE) for i in asked.instances if i not in set(kept)]
+            held = self.commitments.held(c, instances)
+        there = {i for i, paths in held.items() if any((self.root / path).is_file() for path in paths)}
+        kept = [i for i in instances if i in there]
+        missing = [(i, NO_SUCH_OBJECT_INSTANCE) for i in instances if i not in there]
         peer = self.peers.get((asked.calling_aet, asked.host))
         try:
             if peer is None:
-                raise SendError("receive.allow no longer says where its answers go")
+                raise NoAssociationError("receive.allow no longer says where its answers go")
             report_commitment(peer, asked.transaction_uid, kept, missing, calling_ae_title=self.calling_ae_title)
         except SendError as e:
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(asked.attempts, 20))
             log.warning("%s at %s: storage commitment report: %s", asked.calling_aet, asked.host, e)
+            now = time.time()
             with self.database.begin() as c:
-                self.commitments.postponed(c, asked, not_before=time.time() + wait)
+                self.commitments.postponed(c, asked, not_before=now + _wait_s(asked))
+                if isinstance(e, NoAssociationError):
+                    self.commitments.peer_postponed(c, asked, not_before=now + min(_wait_s(asked), _PEER_AWAY_S))
             return
         with self.database.begin() as c:
             self.commitments.answered(c, asked, now=time.time(), kept=len(kept), missing=len(missing))
+
+
+def _wait_s(asked: OpenRequest) -> float:
+    return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(asked.attempts, 20))

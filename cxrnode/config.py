@@ -167,6 +167,13 @@ class Node(_Table):
         url = make_url(text)
         return f"{url.drivername}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database}"
 
+    @property
+    def has_password(self) -> bool:
+        from sqlalchemy.engine import make_url  # noqa: PLC0415 (as above)
+
+        text = self.database.get_secret_value()
+        return text != "sqlite" and bool(make_url(text).password)
+
 
 class Allowed(_Table):
     """A peer that may store; `port`: where it takes the answers to its storage commitment requests."""

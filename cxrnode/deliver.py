@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -22,6 +22,9 @@ from cxrnode import metrics
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, SendError, StoreScu
 from cxrnode.dicom.status import SUCCESS
+from cxrnode.errors import StorageFullError, StoreAwayError
+from cxrnode.logs import words
+from cxrnode.loops import Loop, beat
 from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import ASK_AGAIN_S, Delivery, Outbox
@@ -35,7 +38,8 @@ _IDLE_S = 5.0  # an association is kept so long for what may come next
 _REPORT_WAIT_S = 3.0  # for a commitment report on the association that asked for it
 _COMMIT_POLL_S = 1.0
 _COMMIT_PAGE = 200  # instances a request
-_AFTER_FAULT_S = 5.0  # a full disk, a database that is away
+_HANGS_S = 300.0  # a step of these loops waits for a peer, a minute a time
+_MOST_ERRORS = 5  # attempts at a result that end in an error of ours
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class Sender:
     _scu: StoreScu | None = None
     _used_at: float = 0.0  # monotonic, s
     _holding: bool = False
+    _told: set[str] = field(default_factory=set)  # SOP classes that it does not take, as the log has it
 
     def __post_init__(self) -> None:
         self.breaker = Breaker(patience=self.patience, tell=partial(metrics.tried, self.destination.key, "storage"))
@@ -113,7 +118,8 @@ class Sender:
             for d in page:
                 if self.stopping():
                     break
-                self._send(scu, d)
+                beat()
+                self._send_safely(scu, d)
                 left -= 1
         finally:
             self._holding = False
@@ -121,6 +127,21 @@ class Sender:
             if left:
                 with self.database.begin(shared=True) as c:
                     self.outbox.release(c, self.destination.key, owner=self._owner)
+
+    def _send_safely(self, scu: StoreScu, d: Delivery) -> None:
+        """One that raises what nobody expects is set aside, and holds up no other."""
+        try:
+            self._send(scu, d)
+        except (SendError, StoreAwayError, StorageFullError):  # not its fault: the next one would fare no better
+            raise
+        except Exception as e:
+            log.exception("%s: a result could not be sent", self.destination, extra=_named(d))
+            metrics.thread_survived(f"send {self.destination.key}")
+            if d.attempts + 1 >= _MOST_ERRORS:
+                self._refused(d, words(e), type(e).__name__)
+            else:
+                self._postpone(d, words(e), type(e).__name__)
+            raise SendError(type(e).__name__) from e  # in what state this leaves the association nobody knows
 
     def _send(self, scu: StoreScu, d: Delivery) -> None:
         path = self.root / d.made.path
@@ -139,9 +160,10 @@ class Sender:
             raise SendError(answer.code)
         self.breaker.succeeded()
         if answer.accepted:
+            self._told.discard(d.made.sop_class_uid)
             self._sent(d, answer)
         else:
-            self._refused(d, answer.text, answer.code)
+            self._refused(d, answer.text, answer.code, tell=answer.status is not None or self._is_news(d))
 
     def _postpone(self, d: Delivery, why: str, code: str) -> None:
         tries = d.attempts + 1
@@ -160,15 +182,21 @@ class Sender:
         self._check(ours)
         self.on_done(1)
 
-    def _refused(self, d: Delivery, why: str, code: str) -> None:
+    def _is_news(self, d: Delivery) -> bool:
+        """True for the first result of a SOP class that the destination does not take: one line in the log for many."""
+        told = d.made.sop_class_uid in self._told
+        self._told.add(d.made.sop_class_uid)
+        return not told
+
+    def _refused(self, d: Delivery, why: str, code: str, *, tell: bool = True) -> None:
         """why: for the store, in the peer's words where it gave any; code: for the log."""
         with self.database.begin() as c:
             ours = self.outbox.refused(c, d, owner=self._owner, now=time.time(), status=why)
         self._check(ours)
-        named = {"sop_instance_uid": d.made.sop_instance_uid, "study_instance_uid": d.made.study_instance_uid}
-        log.error(
+        log.log(
+            logging.ERROR if tell else logging.DEBUG,
             "%s: a result is not delivered: %s (cxrnode queue show tells more)", self.destination, code,
-            extra={"destination": self.destination.key, "status": code, **named},
+            extra={"destination": self.destination.key, "status": code, **_named(d)},
         )  # fmt: skip
         self.on_done(1)
 
@@ -280,6 +308,7 @@ class Deliverer:
         ask_again_s: float = ASK_AGAIN_S,
     ) -> None:
         self._stop = threading.Event()
+        self._patience = patience
         destinations = tuple(destinations)
         self.senders = [
             Sender(
@@ -300,12 +329,10 @@ class Deliverer:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        for sender in self.senders:
-            self._run(f"send {sender.destination.key}", sender.step, sender.close)
-        for committer in self._committers:
-            self._run(f"commit {committer.destination.key}", committer.step)
-        if self.senders:
-            self._run("heartbeat", self._heartbeat)
+        for loop in self._loops():
+            thread = threading.Thread(target=loop.run, args=(self._stop,), name=loop.name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self, timeout_s: float = TIMEOUT_S) -> bool:
         """Let what is being sent come to its end, and hand back the rest. False: something still runs after the time.
@@ -318,20 +345,17 @@ class Deliverer:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _run(self, name: str, step: Callable[[], float], close: Callable[[], None] = lambda: None) -> None:
-        thread = threading.Thread(target=self._loop, args=(step, close), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _loop(self, step: Callable[[], float], close: Callable[[], None]) -> None:
-        while not self._stop.is_set():
-            try:
-                wait_s = step()
-            except Exception:  # the loop's edge: what is claimed comes back when its lease ends
-                log.exception("deliver: goes on in %.0f s", _AFTER_FAULT_S)
-                wait_s = _AFTER_FAULT_S
-            self._stop.wait(wait_s)
-        close()
+    def _loops(self) -> Iterator[Loop]:
+        """What is claimed when a step raises comes back when its lease ends."""
+        for sender in self.senders:
+            name = f"send {sender.destination.key}"
+            yield Loop(name=name, step=sender.step, close=sender.close, hangs_s=_HANGS_S, patience=self._patience)
+        for committer in self._committers:
+            name = f"commit {committer.destination.key}"
+            yield Loop(name=name, step=committer.step, hangs_s=_HANGS_S, patience=self._patience)
+        if self.senders:
+            soon = Patience(first_wait_s=1.0, longest_wait_s=self._beat_s)
+            yield Loop(name="heartbeat", step=self._heartbeat, patience=soon)
 
     def _heartbeat(self) -> float:
         for sender in self.senders:
@@ -376,10 +400,12 @@ def _dry(sender: Sender) -> bool:
 
 def _give_up(sender: Sender) -> None:
     with sender.database.begin() as c:
-        ended = sender.outbox.give_up(
-            c, sender.destination.key, now=time.time(), status=sender.breaker.why, limit=256
-        )  # fmt: skip
-    sender.on_done(ended)
+        sender.outbox.give_up(c, sender.destination.key, now=time.time(), status=sender.breaker.why, limit=256)
+
+
+def _named(d: Delivery) -> dict[str, str]:
+    """For the log."""
+    return {"sop_instance_uid": d.made.sop_instance_uid, "study_instance_uid": d.made.study_instance_uid}
 
 
 def _damage(path: Path, digest: str) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy import select, text
 
 from cxrnode.audit.syslog import SyslogError
 from cxrnode.config import Config
+from cxrnode.config_here import listens, open_to_others, unreachable
 from cxrnode.dicom.probe import probe
 from cxrnode.dicom.scu import SendError
 from cxrnode.dicom.status import SUCCESS
@@ -33,6 +34,7 @@ from cxrnode.store.database import Database
 from cxrnode.store.schema import alembic_version, instance, ledger
 from cxrnode.store.spool import storage_errors, write_atomic
 from cxrnode.types import Destination
+from cxrnode.words import counted
 from engines.base import EngineError
 from engines.bundle import Bundle, load_bundle
 from engines.load import make_engine
@@ -42,9 +44,10 @@ _EXPIRY_NOTICE = timedelta(days=30)
 _HANDSHAKE_S = 10.0
 
 
-def diagnose(config: Config, *, store: bool) -> Iterator[Check]:
-    """Every check, as soon as it is done. `store`: also store, commit and read back a synthetic study."""
-    yield fine("configuration", f"{config.node.ae_title}, {len(config.destination)} destinations")
+def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
+    """Every check, as soon as it is done. file: where `config` was read; store: also store, commit and read back a
+    synthetic study."""
+    yield fine("configuration", f"{config.node.ae_title}, {counted(len(config.destination), 'destination')}")
     with ExitStack() as stack:
         database = None
         try:
@@ -58,6 +61,10 @@ def diagnose(config: Config, *, store: bool) -> Iterator[Check]:
         bundle = _load(config)
         yield bundle if isinstance(bundle, Check) else _golden(config, bundle)
         yield from _certificates(config)
+        for found in open_to_others(config, file):
+            yield warned("permissions", found, "keys, passwords and patients' data are the node's user's alone")
+        for found in unreachable(config):
+            yield warned("node.bind", found, "then restart the node")
         yield _listener(config)
         if config.receive.tls:
             yield _handshake(config)
@@ -174,7 +181,7 @@ def _certificate(key: str, path: Path) -> Check:
         return failed(key, f"{path} has expired on {until:%Y-%m-%d}", "renew it, then restart the node")
     if left < _EXPIRY_NOTICE:
         return warned(key, f"{path}: the first to expire does on {until:%Y-%m-%d}", "renew it, then restart the node")
-    return fine(key, f"{path}: until {until:%Y-%m-%d}, {left.days} days")
+    return fine(key, f"{path}: until {until:%Y-%m-%d}, {counted(left.days, 'day')} left")
 
 
 def _listener(config: Config) -> Check:
@@ -185,7 +192,14 @@ def _listener(config: Config) -> Check:
         with probe(ourselves, calling_ae_title=node.ae_title) as open_:
             status = open_.echo()
     except SendError as e:
+        if "Called AE" in str(e):
+            mend = f"what listens there answers to another name than {node.ae_title}: if it is this node, restart it"
         return failed("listener", f"{ourselves}: {e}", mend)
+    if not listens(node.data_dir, node.port):
+        return failed(
+            "listener", f"{ourselves} answers, but it is no node that works on {node.data_dir}",
+            "another node holds the port: stop it, or choose another node.port; then start this one",
+        )  # fmt: skip
     if status != SUCCESS:
         return failed("listener", f"{ourselves} answers C-ECHO with 0x{status:04X}", mend)
     return fine("listener", f"{ourselves} answers C-ECHO")

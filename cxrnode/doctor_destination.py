@@ -91,6 +91,13 @@ class DestinationDoctor:
             return
         yield from self._store(self.database, self.bundle)
 
+    @property
+    def _unknown(self) -> str:
+        return (
+            "the peer's log says why it broke it off; many PACS do this to an AE title that they do not know: is "
+            f"{self.calling_ae_title} known there, with this machine's address?"
+        )
+
     def _name(self, what: str) -> str:
         return f"{self.peer.key} {what}"
 
@@ -99,6 +106,8 @@ class DestinationDoctor:
             return f"the peer is not called {self.peer.ae_title}: correct the destination's ae_title"
         if "rejected" in why:
             return f"the peer must know {self.calling_ae_title} (our AE title, this machine's address) as a sender"
+        if "no answer" in why:
+            return self._unknown
         return "is the peer up, are the destination's host, port and tls right, does a firewall stand between?"
 
     def _echo(self, open_: Probe) -> Check:
@@ -142,7 +151,7 @@ class DestinationDoctor:
                         return
                     yield self._commit(scu, database, objects, answered)
             except SendError as e:
-                yield failed(self._name("association"), str(e), "the peer's log says why it broke it off")
+                yield failed(self._name("association"), str(e), self._unknown)
                 return
         yield self._read_back()
 

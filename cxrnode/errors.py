@@ -5,12 +5,17 @@ CxrnodeError                 exit code 2: usage, configuration
 ├── ConfigError              the configuration, or a file that it names, is wrong
 ├── ResultError              a result object that the node's own checker refused (never leaves the node)
 ├── StoreError               the database or the output folder is locked, foreign or broken
+│   └── StoreAwayError       the database does not answer just now: whatever it was asked for may be asked again
 └── StorageFullError         the disk is full; the work done so far is kept and can be resumed
 
-Rejected stands beside the tree: one item is not analysed, which is an outcome and no fault of the run.
+Rejected stands beside the tree: one item is not analysed, which is an outcome and no fault of the run. What an item
+raises that nobody expects becomes one too, by `unexpected`.
 """
 
 from __future__ import annotations
+
+import traceback
+from pathlib import Path
 
 from cxrnode.types import Reason, Rejection
 
@@ -39,6 +44,12 @@ class StoreError(CxrnodeError):
     """The database or the output folder cannot be used."""
 
 
+class StoreAwayError(StoreError):
+    """The database does not answer: stopped, locked by another, out of connections. The question is not to blame."""
+
+    exit_code = 1
+
+
 class StorageFullError(CxrnodeError):
     """No space left (ENOSPC, EDQUOT, EFBIG) or not writable (EROFS, EACCES): resumable once mended."""
 
@@ -51,3 +62,17 @@ class Rejected(Exception):  # noqa: N818 (an outcome, not an error)
     def __init__(self, reason: Reason, detail: str = "") -> None:
         self.rejection = Rejection(reason=reason, detail=detail)
         super().__init__(self.rejection.text)
+
+
+class Damaged(Exception):  # noqa: N818 (an outcome, not an error)
+    """A container that cannot be read from here on. The words say why, without a value of the content."""
+
+
+def unexpected(error: BaseException) -> Rejection:
+    """An exception that nobody expects, as the outcome of the one item that raised it.
+
+    Its kind and its place are told; its words are not, for they may quote a patient.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return Rejection(reason=Reason.UNEXPECTED_ERROR, detail=f"{type(error).__name__}{where}")

@@ -27,7 +27,7 @@ from typing import Any, Generic, Self, TypeVar
 from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from cxrnode.errors import ConfigError
+from cxrnode.config_here import why_no_listener
 
 _PATIENCE_S = 5.0  # for a peer to send its whole request, and again to take the answer
 _CHECKS_S = 5.0  # for the checks, or the metrics; after that the answer is that they do not answer
@@ -51,10 +51,7 @@ class HealthServer:
         try:
             self._server = _Server(bind, port)
         except OSError as e:
-            raise ConfigError(
-                f"http: cannot listen on {bind}:{port}: {e.strerror}. Is another process there? Choose another "
-                "http.port, or a bind address that this machine has"
-            ) from e
+            raise why_no_listener("http.port", bind, port, e) from e
         self._server.checks = _OneAtATime(lambda: (reasons(checks), reasons(warnings)))
         self._server.metrics = _OneAtATime(lambda: generate_latest(_Collected(metrics)))
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)

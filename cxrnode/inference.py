@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrnode import metrics
+from cxrnode.errors import unexpected
 from cxrnode.types import FloatArray, Prediction
 from engines.base import Engine, EngineError
 from engines.check import UnusableEngineError
@@ -84,9 +85,9 @@ def infer_bisecting(engine: Engine, images: Sequence[FloatArray]) -> list[Said]:
         output = engine.infer(to_batch(images))
     except UnusableEngineError:
         raise
-    except EngineError as e:
+    except Exception as e:  # noqa: BLE001 (what nobody expects is one image's fault too, until it is every one's)
         if len(images) == 1:
-            return [Said(error=str(e))]
+            return [Said(error=str(e) if isinstance(e, EngineError) else unexpected(e).detail)]
         middle = len(images) // 2
         return infer_bisecting(engine, images[:middle]) + infer_bisecting(engine, images[middle:])
     return [

@@ -9,7 +9,6 @@ folder, `incoming` and `spool` belong to the intake alone.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import shutil
 import threading
@@ -21,26 +20,26 @@ from itertools import islice
 from pathlib import Path
 
 from pydicom import Dataset
-from pydicom import uid as uids
-from pydicom.datadict import tag_for_keyword
 
-from cxrnode.dicom.header import KEPT, header_to_bytes, plain_text, report_header
-from cxrnode.dicom.outline import outline
-from cxrnode.dicom.read import read_header
+from cxrnode.dicom.header import instance_header
+from cxrnode.dicom.read import SourceDataset, read_header
 from cxrnode.dicom.scp import IncomingInstance
 from cxrnode.dicom.status import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH,
+    MISSING_UID,
     OUT_OF_RESOURCES,
     SUCCESS,
-    UNABLE_TO_PROCESS,
+    TOO_LARGE,
     comment,
 )
-from cxrnode.errors import CxrnodeError, Rejected, StorageFullError
+from cxrnode.errors import CxrnodeError, Rejected, StorageFullError, StoreAwayError
+from cxrnode.logs import words
 from cxrnode.store.spool import storage_errors
 from cxrnode.types import Peer, Reason, Receipt, ReceivedInstance
+from cxrnode.words import counted
 
-_KEPT_TAGS = frozenset(tag for keyword in KEPT if (tag := tag_for_keyword(keyword)) is not None)
+_FAULTS = {Reason.TOO_LARGE: TOO_LARGE, Reason.MISSING_UID: MISSING_UID}
 _SWEEP_PATHS = 500  # asked of the database at a time
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ class Intake:
 
     record: commits the rows of several instances in one transaction, whole or not at all; StorageFullError when the
     disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
-    goes before what is routine, from its header and its sender. Nothing is taken with less than `watermark_bytes` free.
+    goes before what is routine, from its header and its sender; stat_tags: the elements that it looks at. Nothing is
+    taken with less than `watermark_bytes` free.
     on_refused: told of what is not taken, (peer, SOP Instance UID, status, why).
 
     Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
@@ -61,13 +61,14 @@ class Intake:
 
     def __init__(
         self, data_dir: Path, *, record: Record, known: Callable[[Sequence[Path]], set[Path]],
-        is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int,
+        is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int, stat_tags: frozenset[int] = frozenset(),
         on_refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None,
     ) -> None:  # fmt: skip
         self.incoming = data_dir / "incoming"
         self._data_dir = data_dir
         self._spool = data_dir / "spool"
         self._is_stat = is_stat
+        self._stat_tags = stat_tags
         self._watermark_bytes = watermark_bytes
         self._on_refused = on_refused
         self._commits = _GroupCommit(record)
@@ -78,7 +79,11 @@ class Intake:
         self._sweep(known)
 
     def has_room(self) -> bool:
-        return shutil.disk_usage(self._data_dir).free >= self._watermark_bytes
+        try:
+            return shutil.disk_usage(self._data_dir).free >= self._watermark_bytes
+        except OSError as error:
+            log.error("cannot see how much room %s has: %s", self._data_dir, error.strerror)  # noqa: TRY400 (in words)
+            return False
 
     def store(self, incoming: IncomingInstance) -> int:
         """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
@@ -92,22 +97,26 @@ class Intake:
         return status
 
     def _take(self, incoming: IncomingInstance) -> tuple[int, str]:
-        """The status, and why it is no success."""
+        """The status, and why it is no success. 0xCxxx says that the object is at fault, and its sender gives up: what
+        is wrong with us, known or not, is 0xA700, and the sender comes again.
+        """
         try:
-            ds, kept = _read(incoming)
+            ds = _read(incoming, self._stat_tags)
             if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
                 return DOES_NOT_MATCH, comment(DOES_NOT_MATCH)
             if not self.has_room():
                 return OUT_OF_RESOURCES, "less free space than the watermark"
             _sync(incoming.path)
-            instance = _received(incoming, ds, kept, stat=self._is_stat(ds, incoming.peer))
+            instance = _received(incoming, ds, stat=self._is_stat(ds, incoming.peer))
             receipt = self._commits.add(instance, self._place(incoming.path, instance.path))
         except Rejected as rejected:
-            return CANNOT_UNDERSTAND, rejected.rejection.reason.text
-        except StorageFullError as full:
-            return OUT_OF_RESOURCES, str(full)
+            why = rejected.rejection
+            return _FAULTS.get(why.reason, CANNOT_UNDERSTAND), why.text
         except CxrnodeError as error:
-            return UNABLE_TO_PROCESS, str(error)
+            return OUT_OF_RESOURCES, str(error)
+        except Exception as error:
+            log.exception("an instance of %s could not be taken", incoming.peer.calling_aet, extra=_named(incoming))
+            return OUT_OF_RESOURCES, words(error)
         if receipt is not Receipt.NEW:
             log.warning(
                 "%s from %s: %s", receipt, incoming.peer.calling_aet, instance.sop_instance_uid,
@@ -135,7 +144,7 @@ class Intake:
                 (self._data_dir / orphan).unlink()
                 swept += 1
         if swept:
-            log.warning("deleted %d files of the spool that were never acknowledged", swept)
+            log.warning("deleted %s of the spool, never acknowledged", counted(swept, "file"))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,7 +152,7 @@ class _Entry:
     instance: ReceivedInstance
     folders: tuple[Path, ...]
     receipt: Receipt | None = None
-    error: CxrnodeError | OSError | None = None
+    error: Exception | None = None
 
 
 class _GroupCommit:
@@ -173,8 +182,8 @@ class _GroupCommit:
             for folder in sorted({folder for entry in batch for folder in entry.folders}):
                 _sync(folder)
             receipts = self._record([entry.instance for entry in batch])
-        except (CxrnodeError, OSError) as error:
-            if len(batch) > 1 and not isinstance(error, StorageFullError):
+        except Exception as error:  # noqa: BLE001 (whoever waits for it raises it)
+            if len(batch) > 1 and not isinstance(error, StorageFullError | StoreAwayError):
                 for entry in batch:  # one of them may be to blame
                     self._commit([entry])
                 return
@@ -194,46 +203,20 @@ def _named(incoming: IncomingInstance) -> dict[str, str]:
     }
 
 
-def _read(incoming: IncomingInstance) -> tuple[Dataset, bytes]:
-    """The header of a data set that is all there, and what the store keeps of it. Raises Rejected."""
+def _read(incoming: IncomingInstance, also: frozenset[int]) -> SourceDataset:
+    """The header of a data set that is all there. Raises Rejected."""
     with incoming.path.open("rb") as f:
-        ds = read_header(f)
-        if incoming.transfer_syntax_uid == uids.DeflatedExplicitVRLittleEndian:  # that one was read to its end
-            return ds, header_to_bytes(report_header(ds))
-        implicit = bool(ds.original_encoding[0])
-        little = incoming.transfer_syntax_uid != uids.ExplicitVRBigEndian
-        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = outline(data, incoming.data_set_at, implicit=implicit, little=little)
-            if found.cut_short:
-                raise Rejected(Reason.TRUNCATED)
-            spans = found.spans if little and not implicit else {}
-            return ds, _kept(ds, {tag: data[start:end] for tag, (start, end) in spans.items() if tag in _KEPT_TAGS})
+        return read_header(f, also=also, whole=True)
 
 
-def _kept(ds: Dataset, encoded: dict[int, bytes]) -> bytes:
-    """`header_to_bytes(report_header(ds))`, with elements as they came where they are `encoded` in the same way.
-
-    Encoding them again would be a quarter of all that is done for a small image. `read_header` has dropped from `ds`
-    what cannot be decoded; from inside a sequence too, so sequences are encoded again.
-    """
-    parts = []
-    for tag in sorted(_KEPT_TAGS & set(ds.keys())):
-        if tag in encoded and ds.get_item(tag).VR != "SQ":
-            parts.append(encoded[tag])
-        else:
-            one = Dataset()
-            one[tag] = ds[tag]
-            parts.append(header_to_bytes(one))
-    return b"".join(parts)
-
-
-def _received(incoming: IncomingInstance, ds: Dataset, kept: bytes, *, stat: bool) -> ReceivedInstance:
-    study, instance = str(ds.StudyInstanceUID), incoming.sop_instance_uid  # read_header and StoreOperation: valid
+def _received(incoming: IncomingInstance, ds: SourceDataset, *, stat: bool) -> ReceivedInstance:
+    header, instance = instance_header(ds), incoming.sop_instance_uid
+    study = header.study_instance_uid  # read_header and StoreOperation: valid
     return ReceivedInstance(
         sop_instance_uid=instance,
         sop_class_uid=incoming.sop_class_uid,
         study_instance_uid=study,
-        series_instance_uid=str(ds.SeriesInstanceUID),
+        series_instance_uid=header.series_instance_uid,
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         peer=incoming.peer,
         path=Path("spool", study, f"{instance}-{incoming.sha256[:16]}.dcm"),
@@ -241,9 +224,9 @@ def _received(incoming: IncomingInstance, ds: Dataset, kept: bytes, *, stat: boo
         size_bytes=incoming.size_bytes,
         received_at=time.time(),
         stat=stat,
-        kept=kept,
-        patient_id=plain_text(ds, "PatientID"),
-        accession_number=plain_text(ds, "AccessionNumber"),
+        kept=header.kept,
+        patient_id=header.patient_id,
+        accession_number=header.accession_number,
     )
 
 

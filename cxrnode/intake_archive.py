@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from cxrnode.archive import Item, iter_items
+from cxrnode.archive import iter_items
+from cxrnode.errors import unexpected
+from cxrnode.item import Item
 from cxrnode.pool import Pool, Task, WorkerCrashedError
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
@@ -32,21 +34,31 @@ def take_in(
     pool: Pool,
     now: float,
     on_scanned: Callable[[int], None],
-) -> None:
+    on_total: Callable[[int], None] = lambda _: None,
+    on_empty: Callable[[Path], None] = lambda _: None,
+) -> int:
     """Scan `archives` into the queue in archive order; items that an earlier run took in are passed over.
 
-    now: seconds since 1970 that stand as the moment of receipt of each study.
+    now: seconds since 1970 that stand as the moment of receipt of each study. on_total: told how many there are to
+    scan, as soon as the archives were walked to their end. on_empty: told of archives that hold no file. Returns how
+    many rows there must be now, those of earlier runs included.
     """
-    items = chain.from_iterable(iter_items(a, spool=spool, skip=out) for a in archives)
+    with database.begin() as c:
+        before = queue.count_all(c)
+    total = 0
+    items = chain.from_iterable(iter_items(a, spool=spool, skip=out, on_empty=on_empty) for a in archives)
     pending: deque[tuple[list[Item], Task[list[NewItem]]]] = deque()
     while chunk := list(islice(items, _CHUNK)):
         fresh = _unknown(chunk, {i.path for waiting, _ in pending for i in waiting}, database, queue)
+        total += len(fresh)
         if fresh:
             pending.append((fresh, pool.submit(scan, fresh)))
         if len(pending) >= _AHEAD:
             _store(*pending.popleft(), database, queue, pool, now, on_scanned)
+    on_total(total)
     while pending:
         _store(*pending.popleft(), database, queue, pool, now, on_scanned)
+    return before + total
 
 
 def _unknown(chunk: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
@@ -67,10 +79,14 @@ def _store(
 ) -> None:
     try:
         scanned = pool.result(task)
-    except WorkerCrashedError:
+    except Exception:  # noqa: BLE001 (whatever it was, one item of the chunk is to blame)
         scanned = [_scan_alone(item, pool) for item in chunk]
-    with database.begin() as c:
-        queue.add(c, scanned, now=now)
+    try:
+        with database.begin() as c:
+            queue.add(c, scanned, now=now)
+    except Exception:  # noqa: BLE001 (a header that the store cannot hold costs its own item)
+        for item in scanned:
+            _store_alone(item, database, queue, now)
     on_scanned(len(scanned))
 
 
@@ -78,5 +94,18 @@ def _scan_alone(item: Item, pool: Pool) -> NewItem:
     try:
         return pool.result(pool.submit(scan, [item]))[0]
     except WorkerCrashedError:
-        crashed = Rejection(reason=Reason.DECODER_CRASHED, detail="while its header was read")
-        return NewItem(path=item.path, location=item.location(), rejection=crashed)
+        why = Rejection(reason=Reason.DECODER_CRASHED, detail="while its header was read")
+    except Exception as e:  # noqa: BLE001 (one item's trouble is that item's row)
+        why = unexpected(e)
+    return NewItem(path=item.path, location=item.location(), rejection=why)
+
+
+def _store_alone(item: NewItem, database: Database, queue: Queue, now: float) -> None:
+    """Raises what the store raises where it refuses even the bare row: then it is the store that is in trouble."""
+    try:
+        with database.begin() as c:
+            queue.add(c, [item], now=now)
+    except Exception as e:  # noqa: BLE001 (see above)
+        bare = NewItem(path=item.path, location=item.location, rejection=unexpected(e))
+        with database.begin() as c:
+            queue.add(c, [bare], now=now)

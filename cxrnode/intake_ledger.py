@@ -9,22 +9,51 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from cxrnode.errors import CxrnodeError
+from cxrnode import metrics
+from cxrnode.dicom.status import OUT_OF_RESOURCES
+from cxrnode.errors import StorageFullError, StoreAwayError
+from cxrnode.loops import Loop
 from cxrnode.store import ledger
-from cxrnode.store.database import Database
+from cxrnode.store.database import Database, is_away
 from cxrnode.types import Peer
+from cxrnode.words import counted
 
 _FLUSH_S = 1.0
+_TELL_EVERY_S = 60.0
 _MOST = 1000  # different ones that wait; of more (a full disk, a flood of made-up names) only the number is kept
 
 log = logging.getLogger(__name__)
+
+
+class TurnedAway:
+    """Says in the log what the listener turned away: at once, then a line a minute for each sender and status."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[Peer, int], float] = {}  # monotonic s; senders are those of the allow list
+        self._since: Counter[tuple[Peer, int]] = Counter()
+        self._lock = threading.Lock()
+
+    def tell(self, peer: Peer, status: int, why: str) -> None:
+        key, now = (peer, status), time.monotonic()
+        with self._lock:
+            self._since[key] += 1
+            if now < self._said.get(key, -_TELL_EVERY_S) + _TELL_EVERY_S:
+                return
+            self._said[key], n = now, self._since.pop(key)
+        if status == OUT_OF_RESOURCES:
+            why += "; is there less free space than receive.disk_watermark_mb? /readyz says it"
+        log.warning(
+            "refused %s of %s at %s with 0x%04X: %s", counted(n, "image"), peer.calling_aet, peer.host, status, why,
+            extra={"calling_aet": peer.calling_aet, "host": peer.host, "status": f"0x{status:04X}"},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +75,7 @@ class Seen:
         self._database = database
         self._actor = actor
         self._waiting: Counter[_Seen] = Counter()
+        self._suspects: deque[tuple[_Seen, int]] = deque()  # of a transaction that could not write them all
         self._lock = threading.Lock()
 
     def association(self, peer: Peer, rejected: str) -> None:
@@ -66,26 +96,52 @@ class Seen:
             taken, self._waiting = self._waiting, Counter()
         try:
             with self._database.begin() as c:
-                for seen, count in taken.items():
-                    self._append(c, seen, count)
+                self._append_all(c, taken)
                 yield c
         except BaseException:
             with self._lock:
                 self._waiting = taken + self._waiting
             raise
 
-    def run(self, stopping: threading.Event) -> None:
-        """Write down what no instance took along, until `stopping` is set; then `flush` once more, in the end."""
-        while not stopping.wait(_FLUSH_S):
-            try:
-                self.flush()
-            except CxrnodeError as e:  # a full disk, a database that is away: it waits
-                log.warning("associations are recorded later: %s", e)
+    def loop(self) -> Loop:
+        """Writes down what no instance took along; `flush` once more when the listeners are closed."""
+
+        def step() -> float:
+            self.flush()
+            return _FLUSH_S
+
+        return Loop(name="associations", step=step)
 
     def flush(self) -> None:
         if self._waiting:
             with self.transaction():
                 pass
+        while self._suspects:
+            self._write_suspect()
+
+    def _append_all(self, c: Connection, taken: Counter[_Seen]) -> None:
+        """One that the database will not have keeps no instance from its own place: it is looked at by itself."""
+        try:
+            with c.begin_nested():
+                for seen, count in taken.items():
+                    self._append(c, seen, count)
+        except Exception as e:
+            if is_away(e):
+                raise
+            self._suspects.extend(taken.items())
+            taken.clear()
+
+    def _write_suspect(self) -> None:
+        seen, count = self._suspects[0]
+        try:
+            with self._database.begin() as c:
+                self._append(c, seen, count)
+        except (StoreAwayError, StorageFullError):
+            raise
+        except Exception:
+            log.exception("what the listener saw cannot be recorded: %s", seen.kind, extra={"host": seen.host})
+            metrics.thread_survived("associations")
+        self._suspects.popleft()
 
     def _note(self, kind: str, peer: Peer, **more: str) -> None:
         seen = _Seen(

@@ -44,12 +44,17 @@ def configure(*, form: str, level: str, stage: str) -> None:
     handler.setFormatter((_Json if form == "json" else _Text)(stage))
     handler.addFilter(_may_speak)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for name in _OURS:
-        logging.getLogger(name).setLevel(level.upper())
+    set_level(level)
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
+
+
+def set_level(level: str) -> None:
+    """Of our own loggers, as `logging` names it, any case."""
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def words(error: BaseException) -> str:

@@ -13,11 +13,15 @@ started alone) nothing is counted. No label may hold patient data, and none may 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it takes a sixth of a second to import, which run-batch can do without
@@ -29,7 +33,12 @@ _FILE_BYTES = 1 << 20  # 32 devices with three labels take a quarter of it
 _MOST_DEVICES = 32  # that have a distribution of their own
 _DEVICE_LETTERS = 64
 OTHER = "other"
+# of a thread, in monotonic seconds, which all processes of a machine share: nobody's but `threads`'
+_BEAT, _DUE = "cxrnode_thread_beat", "cxrnode_thread_due"
+_THREAD_FAILURES = "cxrnode_thread_failures"
+_INTERNAL = {_BEAT, _DUE}
 _FAILURES = "cxrnode_destination_failures"
+_UNANSWERED = "cxrnode_receive_unanswered_since_seconds"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -70,6 +79,10 @@ def _reserve(folder: Path, stages: Sequence[str]) -> None:
 
 def collect(folder: Path, kind: str = "*") -> Iterable[Metric]:
     """What all stages have counted so far; kind: one of _KINDS alone."""
+    return [metric for metric in _collect(folder, kind) if metric.name not in _INTERNAL]
+
+
+def _collect(folder: Path, kind: str) -> Iterable[Metric]:
     from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
 
     files = [str(path) for path in folder.glob(f"{kind}_*.db")]
@@ -84,13 +97,46 @@ def failures_in_a_row(folder: Path, destination: str) -> int:
     return int(max((s.value for s in samples if s.labels == mine), default=0))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadState:
+    """How a thread of a stage is. Times in monotonic seconds."""
+
+    stage: str
+    name: str
+    beat: float  # its last sign of life
+    due: float  # later than this, without another, it hangs; infinite: it ended
+    failures: int  # in a row
+
+
+def threads(folder: Path) -> list[ThreadState]:
+    """Every thread that said so far that it lives."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    for metric in _collect(folder, _KINDS[-1]):
+        if metric.name in (_BEAT, _DUE, _THREAD_FAILURES):
+            for s in metric.samples:
+                values.setdefault((s.labels["stage"], s.labels["thread"]), {})[metric.name] = s.value
+    return [
+        ThreadState(stage=stage, name=name, beat=v[_BEAT], due=v[_DUE], failures=int(v.get(_THREAD_FAILURES, 0)))
+        for (stage, name), v in sorted(values.items())
+        if v.keys() >= {_BEAT, _DUE}
+    ]
+
+
+def unanswered_since(folder: Path) -> float:
+    """When the oldest C-STORE request that has no answer yet was whole, seconds since 1970; 0 where all have one.
+
+    A time and not an age: a stage that hangs says nothing more.
+    """
+    return max((s.value for m in collect(folder, _KINDS[-1]) for s in m.samples if s.name == _UNANSWERED), default=0)
+
+
 # --- a stage --------------------------------------------------------------------------------------------------------
 
 
 class _Meters:
     """The metrics of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str) -> None:
         from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415
 
         def seconds(name: str, text: str, *labels: str) -> Histogram:
@@ -101,6 +147,10 @@ class _Meters:
         )
         self.received_bytes = Counter("cxrnode_receive_bytes", "Bytes of the instances taken in", registry=None)
         self.receive = seconds("cxrnode_receive_seconds", "From a C-STORE request to its answer")
+        self.unanswered = Gauge(
+            _UNANSWERED, "When the oldest instance that waits for its answer was there, seconds since 1970; else 0",
+            registry=None, multiprocess_mode="max",
+        )  # fmt: skip
         self.rejected = Counter(
             "cxrnode_receive_associations_rejected", "Associations rejected, by reason", ["reason"], registry=None
         )
@@ -121,7 +171,18 @@ class _Meters:
             "cxrnode_destination_breaker_open", "1 while a destination that fails is only tried now and then",
             ["destination", "service"], registry=None, multiprocess_mode="max",
         )  # fmt: skip
+        thread = ["stage", "thread"]
+        self.beat, self.due, self.thread_failures = (
+            Gauge(name, text, thread, registry=None, multiprocess_mode="max")
+            for name, text in (
+                (_BEAT, "-"), (_DUE, "-"), (_THREAD_FAILURES, "Failures in a row of a thread that tries again"),
+            )
+        )  # fmt: skip
+        self.thread_errors = Counter("cxrnode_thread_errors", "Errors that a thread survived", thread, registry=None)
+        self.stage = stage
         self.devices: set[str] = set()
+        self.lock = Lock()
+        self.waiting: dict[object, float] = {}  # since when
 
 
 _meters: _Meters | None = None
@@ -136,8 +197,10 @@ def begin(stage: str) -> None:
     from prometheus_client import values  # noqa: PLC0415
 
     values.ValueClass = values.MultiProcessValue(lambda: stage)  # type: ignore[no-untyped-call]
-    _meters = _Meters()
+    _meters = _Meters(stage)
     _meters.devices = _devices(collect(folder))
+    if stage == "intake":
+        _meters.unanswered.set(0)  # those of a process that died have no sender any more
 
 
 def _devices(metrics: Iterable[Metric]) -> set[str]:
@@ -154,10 +217,58 @@ def received(status: int, size_bytes: int, seconds: float) -> None:
             _meters.received_bytes.inc(size_bytes)
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """A C-STORE request is whole, and waits for its answer."""
+    since, key = time.time(), object()
+    _waiting(key, since)
+    try:
+        yield
+    finally:
+        _waiting(key, None)
+
+
+def _waiting(key: object, since: float | None) -> None:
+    if _meters is None:
+        return
+    with _meters.lock:
+        if since is None:
+            _meters.waiting.pop(key, None)
+        else:
+            _meters.waiting[key] = since
+        _meters.unanswered.set(min(_meters.waiting.values(), default=0))
+
+
 def association_rejected(reason: str) -> None:
     """reason: one of negotiation's own texts."""
     if _meters:
         _meters.rejected.labels(reason).inc()
+
+
+def thread_lives(name: str, now: float, due: float) -> None:
+    """See ThreadState."""
+    if _meters:
+        _meters.beat.labels(_meters.stage, name).set(now)
+        _meters.due.labels(_meters.stage, name).set(due)
+
+
+def thread_ended(name: str) -> None:
+    if _meters:
+        _meters.due.labels(_meters.stage, name).set(math.inf)
+
+
+def thread_failed(name: str, failures: int) -> None:
+    """failures: in a row; 0: it works again."""
+    if _meters:
+        _meters.thread_failures.labels(_meters.stage, name).set(failures)
+        if failures:
+            thread_survived(name)
+
+
+def thread_survived(name: str) -> None:
+    """An error, once."""
+    if _meters:
+        _meters.thread_errors.labels(_meters.stage, name).inc()
 
 
 def decoded(seconds: float) -> None:

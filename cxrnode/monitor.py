@@ -26,16 +26,19 @@ from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.config import Config
 from cxrnode.errors import StorageFullError, StoreError
 from cxrnode.health import reasons
+from cxrnode.metrics import ThreadState
 from cxrnode.store.database import Database
 from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
 from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
 from cxrnode.supervisor import Supervisor
-from cxrnode.types import Outcome, Reason
+from cxrnode.types import NOTES, Outcome, Reason
+from cxrnode.words import counted
 
 _CONNECT_S = 2.0
+_UNANSWERED_S = 10.0  # that a stored instance may wait: senders give up after some tens of seconds
 _PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
-_OUTCOMES = [(Outcome.ANALYSED.value, ""), (Outcome.ANALYSED.value, Reason.UID_CONFLICT.value)] + [
-    (reason.outcome.value, reason.value) for reason in Reason if reason is not Reason.UID_CONFLICT
+_OUTCOMES = [(Outcome.ANALYSED.value, "")] + [
+    ((Outcome.ANALYSED if reason in NOTES else reason.outcome).value, reason.value) for reason in Reason
 ]
 _BECAME = ("delivered", "postponed", "refused", "committed", "not_committed")
 
@@ -58,9 +61,10 @@ class Monitor:
     @property
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """Name -> a call that gives None where all is well, else the reason why the node cannot do its work."""
-        checks = {"stages": self._stages, "database": self._database, "disk": self._disk}
+        checks = {"stages": self._stages, "threads": self._threads, "database": self._database, "disk": self._disk}
         if "intake" in self.supervisor.stages:
             checks["listener"] = self._listener
+            checks["answers"] = self._answers
         if "analyse" in self.supervisor.stages:
             checks["engine"] = self._engine
         return checks
@@ -71,7 +75,7 @@ class Monitor:
 
         A destination is not a condition for readiness: what is for it waits, and the others get theirs.
         """
-        found: dict[str, Callable[[], str | None]] = {"fallback": self._fallback}
+        found: dict[str, Callable[[], str | None]] = {"fallback": self._fallback, "threads": self._failing_threads}
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
         return found
@@ -81,6 +85,11 @@ class Monitor:
         yield from self._machine_metrics()
         if self.measured:
             yield from metrics.collect(self.measured)
+            now = time.monotonic()
+            silent = {(t.stage, t.name): max(0.0, now - t.beat) for t in self._living()}
+            yield _gauge(
+                "cxrnode_thread_silent_seconds", "Since a thread's last sign of life", silent, "stage", "thread"
+            )  # fmt: skip
         with suppress(StoreError, StorageFullError):  # then cxrnode_check_ok says so
             yield from self._queue_metrics()
             yield from self._history_metrics()
@@ -147,6 +156,21 @@ class Monitor:
         down = self.supervisor.down
         return f"not running, or not up yet: {', '.join(down)} (the log says why)" if down else None
 
+    def _threads(self) -> str | None:
+        """One that gave no sign of life for longer than any step of it may take."""
+        now = time.monotonic()
+        hang = [f"{t.stage}: {t.name}, silent for {now - t.beat:.0f} s" for t in self._living() if now > t.due]
+        return f"no sign of life: {'; '.join(hang)}" if hang else None
+
+    def _failing_threads(self) -> str | None:
+        failing = [f"{t.stage}: {t.name}, {t.failures} failures in a row" for t in self._living() if t.failures]
+        return f"{'; '.join(failing)} (tried again; the log says why)" if failing else None
+
+    def _living(self) -> list[ThreadState]:
+        """Those of the stages that are up: of the others the check of the stages tells."""
+        down = self.supervisor.down
+        return [t for t in metrics.threads(self.measured) if t.stage not in down] if self.measured else []
+
     def _database(self) -> str | None:
         with self.database.begin(shared=True) as c:
             c.execute(text("SELECT 1"))
@@ -165,6 +189,11 @@ class Monitor:
             return f"nothing listens on {node.bind}:{node.port}: {e.strerror}"
         return None
 
+    def _answers(self) -> str | None:
+        since = metrics.unanswered_since(self.measured) if self.measured else 0
+        waited = time.time() - since if since else 0
+        return f"a stored instance has waited {waited:.0f} s for its answer" if waited > _UNANSWERED_S else None
+
     def _engine(self) -> str | None:
         with self.database.begin(shared=True) as c:
             verified = Queue("monitor").get_setting(c, ENGINE)
@@ -179,7 +208,11 @@ class Monitor:
         with self.database.begin(shared=True) as c:
             waiting = sum(n for (_, state), n in open_deliveries(c, [name]).items() if state == "pending")
         failures = metrics.failures_in_a_row(self.measured, name) if self.measured else 0
-        return f"{failures} failures in a row, {waiting} results wait (the log says why)" if failures else None
+        return (
+            f"{counted(failures, 'failure')} in a row, {counted(waiting, 'result')} waiting (the log says why)"
+            if failures
+            else None
+        )
 
 
 def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:

@@ -1,7 +1,8 @@
-"""A process pool that outlives its workers: a file that kills its worker costs itself alone.
+"""A pool of worker processes: a task that kills its worker, or takes too much, costs itself alone.
 
 Processes, because decoding and report writing are Python-bound; forkserver, because the engine's threads do not
-survive a fork and the workers share what the server imported once.
+survive a fork and the workers share what the server imported once. Each worker has a thread here that hands it one
+task at a time, so that it is known which task a worker died of.
 """
 
 from __future__ import annotations
@@ -9,34 +10,42 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from engines.files import PRIVATE_UMASK
+
 T = TypeVar("T")
+CPU_S = 60.0  # of processor time for one task: a report on a thousand images takes a quarter of it
+WALL_S = 300.0  # and of time in all, for a file system that does not answer
+DATA_BYTES = 512 * 2**20  # that a task may take beyond what its worker has at its start
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_POLITE_S = 5.0  # for a worker without a task to end by itself
 
 
 class WorkerCrashedError(Exception):
-    """The task killed its worker process, twice: the second time with nothing else in the process."""
+    """The task killed its worker process, twice, or was stopped because it took too much time."""
 
 
 @dataclass(slots=True, eq=False)
 class Task(Generic[T]):
-    """A call that runs in a worker, and what it takes to run it once more."""
+    """A call that runs in a worker."""
 
     future: Future[T]
     call: tuple[Callable[..., T], tuple[Any, ...]]
     first: bool
+    cpu_s: float = CPU_S
     seconds: float = 0.0  # that it took in its worker, once it is done
 
 
@@ -57,7 +66,7 @@ def start_server(preload: str) -> None:
 
 
 class Pool:
-    """Hands its workers one task each and one in reserve, so that what is urgent waits for no more than those.
+    """Hands each of its workers one task at a time.
 
     While its user is in a `hurry`, all but one of the workers are kept for tasks that are to be `first`. Each worker
     calls `begin` before anything else.
@@ -65,114 +74,217 @@ class Pool:
 
     def __init__(self, workers: int, *, preload: str, begin: Callable[[], None] | None = None) -> None:
         start_server(preload)
-        self._workers = workers
         self._begin = begin or _nothing  # it is pickled
-        self._context = multiprocessing.get_context("forkserver")
-        self._lock = threading.RLock()
+        self._changed = threading.Condition()
         self._waiting: deque[Task[Any]] = deque()
         self._running = self._running_first = 0
-        self._hurry = False
-        self._executor = self._start(workers)
-        self._executor.submit(_nothing)  # the workers start while the caller loads its engine
+        self._hurry = self._closing = False
+        self._threads = [threading.Thread(target=self._serve, name=f"worker {n}", daemon=True) for n in range(workers)]
+        for thread in self._threads:  # the workers start while the caller loads its engine
+            thread.start()
 
-    def submit(self, call: Callable[..., T], *args: Any, first: bool = False) -> Task[T]:
-        """Run `call(*args)` in a worker, before all that waits where it is to be `first`."""
-        task: Task[T] = Task(future=Future(), call=(call, args), first=first)
-        with self._lock:
+    def submit(self, call: Callable[..., T], *args: Any, first: bool = False, cpu_s: float = CPU_S) -> Task[T]:
+        """Run `call(*args)` in a worker, before all that waits where it is to be `first`.
+
+        cpu_s: seconds of processor time that it may take.
+        """
+        task: Task[T] = Task(future=Future(), call=(call, args), first=first, cpu_s=cpu_s)
+        with self._changed:
             if first:
                 self._waiting.appendleft(task)
             else:
                 self._waiting.append(task)
-            self._hand_over()
+            self._changed.notify_all()
         return task
 
     def hurry(self, yes: bool) -> None:
         """Something urgent is in hand, here or between two of its tasks; or no longer."""
         if yes != self._hurry:
-            with self._lock:
+            with self._changed:
                 self._hurry = yes
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        while self._waiting and self._running <= self._workers:
-            if self._hurry and not self._waiting[0].first and self._running > self._running_first:
-                return
-            task = self._waiting.popleft()
-            self._running += 1
-            self._running_first += task.first
-            call, args = task.call
-            try:
-                inner = self._executor.submit(_timed, call, args)
-            except BrokenProcessPool:
-                self._restart()
-                inner = self._executor.submit(_timed, call, args)
-            inner.add_done_callback(partial(self._done, task))
-
-    def _done(self, task: Task[Any], inner: Future[Any]) -> None:
-        """On the executor's own thread."""
-        with self._lock:
-            self._running -= 1
-            self._running_first -= task.first
-            if not inner.cancelled():
-                self._hand_over()
-        if inner.cancelled():
-            task.future.cancel()
-        elif error := inner.exception():
-            task.future.set_exception(error)
-        else:
-            result, task.seconds = inner.result()
-            task.future.set_result(result)
+                self._changed.notify_all()
 
     def result(self, task: Task[T]) -> T:
-        """The task's result, or its exception. Raises WorkerCrashedError where the task itself kills workers.
-
-        When a worker dies, every task in flight fails with it: each is run again alone, which finds the culprit.
-        """
-        try:
-            return task.future.result()
-        except BrokenProcessPool:
-            return self._run_alone(task)
+        """The task's result, or its exception; WorkerCrashedError where the task itself kills workers."""
+        return task.future.result()
 
     def close(self) -> None:
         """Forget what waits and let the workers finish what they do."""
-        with self._lock:
+        with self._changed:
+            self._closing = True
+            for task in self._waiting:
+                task.future.cancel()
             self._waiting.clear()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _run_alone(self, task: Task[T]) -> T:
-        call, args = task.call
-        with self._start(1) as alone:
+    def _serve(self) -> None:
+        """On a thread: one worker, and the tasks that it gets."""
+        worker = None
+        with suppress(OSError):  # whose task it is will be told, if it cannot be started then either
+            worker = _Worker(self._begin)
+        while (task := self._next()) is not None:
             try:
-                result, task.seconds = alone.submit(_timed, call, args).result()
-                return result
-            except BrokenProcessPool:
-                raise WorkerCrashedError from None
+                if worker is None or not worker.alive:
+                    worker = _Worker(self._begin)
+                result = self._run(task, worker)
+            except Exception as error:  # noqa: BLE001 (whatever the task raised is its result)
+                task.future.set_exception(error)
+            else:
+                task.future.set_result(result)
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._running_first -= task.first
+                    self._changed.notify_all()
+        if worker is not None:
+            worker.end()
 
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, mp_context=self._context, initializer=_initialise, initargs=(self._begin,))
+    def _next(self) -> Task[Any] | None:
+        """The next task that may run; None when the pool closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._may_run())
+            if self._closing:
+                return None
+            task = self._waiting.popleft()
+            self._running += 1
+            self._running_first += task.first
+            return task
 
-    def _restart(self) -> None:
-        self._executor.shutdown(wait=False)
-        self._executor = self._start(self._workers)
+    def _may_run(self) -> bool:
+        if not self._waiting:
+            return False
+        return not self._hurry or self._waiting[0].first or self._running == self._running_first
+
+    def _run(self, task: Task[T], worker: _Worker) -> T:
+        try:
+            return worker.run(task)
+        except _Died as died:
+            if died.too_long:
+                raise WorkerCrashedError(str(died)) from None
+        again = _Worker(self._begin)  # something else may have been to blame: the system was out of memory
+        try:
+            return again.run(task)
+        except _Died as died:
+            raise WorkerCrashedError(str(died)) from None
+        finally:
+            again.end()
+
+
+class _Died(Exception):  # noqa: N818 (a signal inside this module)
+    """A worker ended with its task."""
+
+    def __init__(self, why: str, *, too_long: bool) -> None:
+        super().__init__(why)
+        self.too_long = too_long
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    _starting = threading.Lock()
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("forkserver")
+        self._process = context.Process(target=_work, args=(theirs, begin), daemon=True)
+        with self._starting, theirs:
+            self._process.start()
+        self.alive = True
+
+    def run(self, task: Task[T]) -> T:
+        """The task's result, or its exception. Raises _Died where the worker ended with it, or had to be ended."""
+        call, args = task.call
+        try:
+            self._connection.send((call, args, task.cpu_s))
+            if not self._connection.poll(WALL_S):
+                self._process.kill()
+                raise self._died(f"it took more than {WALL_S:.0f} s")
+            error, result, task.seconds = self._connection.recv()
+        except (EOFError, ConnectionError):
+            raise self._died() from None
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def _died(self, why: str = "") -> _Died:
+        self.alive = False
+        self._connection.close()
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code == -signal.SIGPROF:
+            why = "it took too much processor time"
+        elif not why:
+            why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+            return _Died(why, too_long=False)
+        return _Died(why, too_long=True)
+
+    def end(self) -> None:
+        """After its last task."""
+        if self.alive:
+            self._connection.close()
+            self._process.join(_POLITE_S)
+            self._process.kill()
+            self._process.join()
 
 
 def _nothing() -> None:
     pass
 
 
-def _timed(call: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, float]:
-    began = time.perf_counter()
-    return call(*args), time.perf_counter() - began
+def _work(connection: Connection, begin: Callable[[], None]) -> None:
+    """In a worker, from its start to its end."""
+    _initialise(begin)
+    while True:
+        try:
+            call, args, cpu_s = connection.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        error = result = None
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends the process
+        try:
+            result = call(*args)
+        except Exception as raised:  # noqa: BLE001 (the task's, who waits for it gets it)
+            error = raised
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        _answer(connection, error, result, time.perf_counter() - began)
+
+
+def _answer(connection: Connection, error: Exception | None, result: object, seconds: float) -> None:
+    try:
+        connection.send((error, result, seconds))
+    except (ConnectionError, EOFError):
+        raise
+    except Exception as unsent:  # noqa: BLE001 (it cannot be pickled, or not be held in memory: the task's fault)
+        connection.send((RuntimeError(f"{type(error or unsent).__name__}, which cannot be told"), None, seconds))
 
 
 def _initialise(begin: Callable[[], None]) -> None:
     """In each worker: the parent decides about Ctrl-C; a worker whose parent was killed must not stay behind."""
     begin()
+    os.umask(PRIVATE_UMASK)  # the server that workers are forked from may be older than the parent's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _keep_freed_memory()
+    _limit_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _limit_memory() -> None:
+    """What a task asks for beyond is a MemoryError, and so its own row. Source: getrlimit(2), proc(5) on statm."""
+    try:
+        with open("/proc/self/statm") as f:  # noqa: PTH123 (no Path in a process that begins)
+            pages = int(f.read().split()[5])
+    except OSError:  # no Linux
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = pages * resource.getpagesize() + DATA_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def _keep_freed_memory() -> None:

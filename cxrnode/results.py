@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from cxrnode.spreadsheet import write_csv
+from cxrnode.store.chunks import chunks
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import REFUSED
 from cxrnode.store.queue import REPORTED
 from cxrnode.store.schema import delivery, instance, job, result
 from cxrnode.store.spool import open_atomic, storage_errors, write_atomic
 from cxrnode.types import Kind, Outcome, Reason, Rejection
+from cxrnode.words import counted
 
 CSV_NAME, JSON_NAME = "results.csv", "run.json"
 _IDENTITY = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
@@ -43,14 +45,11 @@ class Results:
         made = ["bundle", "engine", "sr", "capture"]
         return ["path", *_IDENTITY, "outcome", "reason", "class", *p, *made, *sent, "detail"]
 
-    def rows(self, c: Connection, study_instance_uids: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, c: Connection, study_instance_uids: Sequence[str] | None = None
+    ) -> Generator[dict[str, Any], None, None]:
         sr, capture = result.alias(), result.alias()
         sr_sent, capture_sent = delivery.alias(), delivery.alias()
-        newest_sr = (  # a film that was added later made another report
-            select(func.max(result.c.id))
-            .where(result.c.study_instance_uid == job.c.study_instance_uid, result.c.kind == Kind.SR.value)
-            .scalar_subquery()
-        )
         query = (
             select(
                 instance, job,
@@ -58,17 +57,19 @@ class Results:
                 sr_sent.c.status.label("sr_status"), capture_sent.c.status.label("capture_status"),
             )
             .join(job, job.c.id == instance.c.id)
-            .outerjoin(sr, sr.c.id == newest_sr)
+            .outerjoin(sr, sr.c.sop_instance_uid == job.c.report_uid)
             .outerjoin(capture, capture.c.instance_id == instance.c.id)
             .outerjoin(sr_sent, self._of(sr_sent, sr))
             .outerjoin(capture_sent, self._of(capture_sent, capture))
             .where(job.c.state == REPORTED)
             .order_by(instance.c.id)
         )  # fmt: skip
+        queries = [query]
         if study_instance_uids is not None:
-            query = query.where(job.c.study_instance_uid.in_(study_instance_uids))
-        for row in c.execute(query.execution_options(yield_per=500)).mappings():
-            yield self._row(dict(row))
+            queries = [query.where(job.c.study_instance_uid.in_(uids)) for uids in chunks(study_instance_uids)]
+        for each in queries:
+            for row in c.execute(each.execution_options(yield_per=500)).mappings():
+                yield self._row(dict(row))
 
     def _of(self, sent: Any, made: Any) -> Any:
         return and_(sent.c.result_uid == made.c.sop_instance_uid, sent.c.destination == (self._destination or ""))
@@ -94,17 +95,38 @@ class Results:
         }
 
     def failures(self, c: Connection) -> Iterator[tuple[str, str]]:
-        """(path, why) of every failed item, and of every result that the destination did not take."""
+        """(path, why) of every failed item."""
         failed = select(instance.c.path, job.c.reason, job.c.detail).join(job, job.c.id == instance.c.id)
         failed = failed.where(job.c.outcome == Outcome.FAILED.value).order_by(instance.c.id)
         for path, reason, detail in c.execute(failed):
             yield path, Rejection(reason=Reason(reason), detail=detail or "").text
-        unsent = select(result.c.path, delivery.c.status).join(
-            result, result.c.sop_instance_uid == delivery.c.result_uid
-        )
-        unsent = unsent.where(delivery.c.state == REFUSED, delivery.c.destination == (self._destination or ""))
-        for path, status in c.execute(unsent):
-            yield path, f"not delivered to {self._destination}: {status}"
+
+    def undelivered(self, c: Connection) -> list[tuple[str, int]]:
+        """(why, how many) of the results that the destination did not take, most first."""
+        refused = (delivery.c.state == REFUSED) & (delivery.c.destination == (self._destination or ""))
+        n = func.count()
+        query = select(delivery.c.status, n).where(refused).group_by(delivery.c.status).order_by(n.desc())
+        return [(status, count) for status, count in c.execute(query)]
+
+    def missing(self, c: Connection, *, scanned: int) -> Iterator[str]:
+        """What a run that came to its end owes: a row for each of the `scanned` items, the objects of each analysis."""
+        made = {kind: select(result.c.id).where(result.c.kind == kind.value) for kind in Kind}
+        capture = made[Kind.CAPTURE].where(result.c.instance_id == job.c.id).exists()
+        sr = made[Kind.SR].where(result.c.sop_instance_uid == job.c.report_uid).exists()
+        analysed = job.c.outcome == Outcome.ANALYSED.value
+        rows = select(func.count()).select_from(instance.join(job, job.c.id == instance.c.id))
+        owed = {
+            "scanned and not in the database": scanned - int(c.execute(rows).scalar_one()),
+            "without an outcome": _count(c, job.c.state != REPORTED),
+            "analysed and without a capture": _count(c, analysed & ~capture),
+            "analysed and without a report": _count(c, analysed & ~sr),
+        }
+        for what, n in owed.items():
+            if n:
+                yield f"{counted(n, 'image')} {what}"
+        paths = c.execute(select(result.c.path).execution_options(yield_per=500)).scalars()
+        if gone := sum(not (self._root / path).is_file() for path in paths):
+            yield f"{counted(gone, 'result file')} gone from {self._root}"
 
     def write_csv(self, database: Database) -> None:
         """All rows, in archive order, in the place of what stood there."""
@@ -121,6 +143,10 @@ class Results:
 
     def print_csv(self, rows: Iterator[dict[str, Any]], f: TextIO) -> None:
         write_csv(f, self.columns, rows)
+
+
+def _count(c: Connection, condition: ColumnElement[bool]) -> int:
+    return int(c.execute(select(func.count()).select_from(job).where(condition)).scalar_one())
 
 
 def counts(c: Connection) -> dict[str, dict[str, int]]:

@@ -22,6 +22,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
+from cxrnode import metrics
+from cxrnode.errors import StorageFullError, StoreAwayError
+from cxrnode.loops import Loop, beat
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import COMMITTED, SENT
@@ -29,6 +32,7 @@ from cxrnode.store.queue import REPORTED
 from cxrnode.store.schema import delivery, instance, job, result, study
 from cxrnode.store.schema import ledger as ledger_table
 from cxrnode.types import Outcome
+from cxrnode.words import counted
 
 _ACTOR = "retention"
 _INTERVAL_S = 3600.0
@@ -70,14 +74,14 @@ class Retention:
     days: int
     destinations: Mapping[str, bool]
 
-    def run(self, stopping: threading.Event) -> None:
-        """A pass at once and then every hour, until `stopping` is set."""
-        while not stopping.is_set():
-            try:
-                self.sweep(stopping)
-            except Exception:  # the loop's edge: a full disk, a database that is away; what is left waits an hour
-                log.exception("retention: goes on in %.0f s", _INTERVAL_S)
-            stopping.wait(_INTERVAL_S)
+    def loop(self, stopping: threading.Event) -> Loop:
+        """A pass at once and then every hour."""
+
+        def step() -> float:
+            self.sweep(stopping)
+            return _INTERVAL_S
+
+        return Loop(name="retention", step=step)
 
     def sweep(self, stopping: threading.Event | None = None, *, now: float | None = None) -> int:
         """One pass; returns how many files were deleted. `now`: seconds since 1970, UTC."""
@@ -90,9 +94,10 @@ class Retention:
             for uid in self._old(page, now):
                 if stopping and stopping.is_set():
                     return deleted
-                deleted += self._delete(uid, now)
+                beat()
+                deleted += self._delete_safely(uid, now)
         if deleted:
-            log.info("deleted %d files whose results are delivered for %d days", deleted, self.days)
+            log.info("deleted %s: results delivered for %s", counted(deleted, "file"), counted(self.days, "day"))
         return deleted
 
     def _on_disk(self) -> set[str]:
@@ -106,6 +111,17 @@ class Retention:
         )
         with self.database.begin(shared=True) as c:
             return list(c.execute(query).scalars())
+
+    def _delete_safely(self, uid: str, now: float) -> int:
+        """A study at which something is wrong keeps its files, and the next ones go."""
+        try:
+            return self._delete(uid, now)
+        except (StoreAwayError, StorageFullError):  # so would the next ones
+            raise
+        except Exception:
+            log.exception("retention leaves a study alone", extra={"study_instance_uid": uid})
+            metrics.thread_survived("retention")
+            return 0
 
     def _delete(self, uid: str, now: float) -> int:
         with self.database.begin() as c:

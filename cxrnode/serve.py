@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ from cxrnode.audit.record import os_user, record_model
 from cxrnode.audit.syslog import SyslogServer
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.config import Config, StatRule, load_config
+from cxrnode.config_here import listening, make_data_dir, why_no_listener
 from cxrnode.deliver import Deliverer, record_report
+from cxrnode.dicom.needed import tags
 from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listener
 from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
-from cxrnode.intake_ledger import Seen
-from cxrnode.logs import configure
+from cxrnode.intake_ledger import Seen, TurnedAway
+from cxrnode.logs import configure, set_level
+from cxrnode.loops import Loop, running
 from cxrnode.monitor import Monitor
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
@@ -37,14 +41,17 @@ from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
-from cxrnode.store.spool import locked, sweep_partial
+from cxrnode.store.spool import keep_private, locked, sweep_partial
 from cxrnode.store.studies import Studies
 from cxrnode.supervisor import Supervisor, tell_started
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
+from cxrnode.words import counted
 
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
     from cxrnode.analyse import Analyser
 
+_RELOAD_POLL_S = 0.5
+_ORPHANS_S = 30.0  # for the stages of a node that was killed to end
 _FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
 log = logging.getLogger(__name__)
 
@@ -55,7 +62,9 @@ def open_database(config: Path | Config, *, read_only: bool = False) -> Iterator
     loaded = load_config(config) if isinstance(config, Path) else config
     where: Path | str = loaded.node.database.get_secret_value()
     if where == "sqlite":
-        loaded.node.data_dir.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            make_data_dir(loaded.node.data_dir)
+            keep_private(loaded.node.data_dir)
         where = loaded.node.data_dir / LEDGER_NAME
     database = Database(where, read_only=read_only)
     try:
@@ -64,19 +73,48 @@ def open_database(config: Path | Config, *, read_only: bool = False) -> Iterator
         database.close()
 
 
-def run_stage(config: Config, stage: str, stopping: threading.Event) -> None:
-    """Run one stage until `stopping` is set; what is in hand is brought to its end."""
+def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Path) -> None:
+    """Run one stage until `stopping` is set; what is in hand is brought to its end.
+
+    `file`: where SIGHUP, which the caller must have blocked, reads the configuration anew.
+    """
     run = {"intake": run_intake, "analyse": run_analyse, "deliver": run_deliver}[stage]
     metrics.begin(stage)
+    keep_private(config.node.data_dir)
     with open_database(config) as database:
         with database.begin() as c:
             ledger.append(
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        run(config, database, stopping)
+        with running([_reload(file)], stopping):
+            try:
+                run(config, database, stopping)
+            finally:
+                stopping.set()  # for the loop, whatever ended the stage
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
+
+
+def _reload(file: Path) -> Loop:
+    """What a stage reads anew."""
+
+    def step() -> float:
+        if signal.sigtimedwait([signal.SIGHUP], _RELOAD_POLL_S):
+            reload_log_level(file)
+        return 0.0
+
+    return Loop(name="reload", step=step)
+
+
+def reload_log_level(file: Path) -> None:
+    """Of all that a configuration says, what a running process can take on. A file with faults changes nothing."""
+    try:
+        level = load_config(file).log.level
+        set_level(level)
+        log.info("the log level is %s", level)
+    except ConfigError as e:
+        log.error("SIGHUP: %s", e)  # noqa: TRY400 (its text says all)
 
 
 # --- intake ---------------------------------------------------------------------------------------------------------
@@ -94,10 +132,17 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         with database.begin(shared=True) as c:
             return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
 
+    turned_away = TurnedAway()
+
+    def refused(peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
+        turned_away.tell(peer, status, why)
+        seen.refused(peer, sop_instance_uid, status, why)
+
     with ExitStack() as stack:
         stack.enter_context(_alone(config.node.data_dir, "intake"))
         intake = Intake(
-            config.node.data_dir, record=record, known=known, is_stat=is_stat(config.analyse.stat),
+            config.node.data_dir, record=record, known=known,
+            is_stat=is_stat(config.analyse.stat), stat_tags=stat_tags(config.analyse.stat),
             watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=seen.refused,
         )  # fmt: skip
         answers = CommitmentAnswers(
@@ -107,16 +152,16 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         handlers = Handlers(
             store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
             commit_reported=partial(record_report, database, outbox), association=seen.association,
-            refused=seen.refused,
+            refused=refused,
         )  # fmt: skip
         stack.callback(seen.flush)  # when the listeners are closed
+        ports = []
         for options in _listeners(config, intake.incoming):
             listener = stack.enter_context(_listen(options, handlers))
+            ports.append(listener.port)
             log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.ssl_context else "")
-        for run, name in ((answers.run, "commitment answers"), (seen.run, "associations")):
-            thread = threading.Thread(target=run, args=(stopping,), name=name)
-            thread.start()
-            stack.callback(thread.join)
+        stack.enter_context(listening(config.node.data_dir, ports))
+        stack.enter_context(running([answers.loop(), seen.loop()], stopping))
         tell_started()
         stopping.wait()
 
@@ -125,11 +170,8 @@ def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
     try:
         return start_listener(options, handlers)
     except OSError as e:
-        why = str(e.strerror).partition(" (while")[0]  # socket.create_server repeats the address
-        raise ConfigError(
-            f"cannot listen on {options.bind}:{options.port}: {why}. Is another process there? Choose another "
-            f"{'receive.tls.port' if options.ssl_context else 'node.port'}, or a bind address that this machine has"
-        ) from e
+        key = "receive.tls.port" if options.ssl_context else "node.port"
+        raise why_no_listener(key, options.bind, options.port, e) from e
 
 
 def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
@@ -161,6 +203,11 @@ def is_stat(rules: Sequence[StatRule]) -> Callable[[Dataset, Peer], bool]:
         return any(_matches(rule, ds, peer) for rule in rules)
 
     return matches
+
+
+def stat_tags(rules: Sequence[StatRule]) -> frozenset[int]:
+    """The elements that the rules look at."""
+    return tags(*(rule.attribute for rule in rules if rule.attribute))
 
 
 def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
@@ -213,8 +260,10 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
             return Analyser(
                 database=database, queue=queue, studies=Studies("analyse"), outbox=outbox, pool=pool,
                 inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
-                on_done=lambda n: log.info("%d images analysed", n),
-                on_reported=lambda uids: log.info("%d studies reported", len(uids), extra={"studies": list(uids)}),
+                on_done=lambda n: log.info("%s analysed", counted(n, "image")),
+                on_reported=lambda uids: log.info(
+                    "%s reported", counted(len(uids), "study"), extra={"studies": list(uids)}
+                ),
                 stopping=stopping,
             )  # fmt: skip
 
@@ -249,28 +298,25 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event) -
         database=database, data_dir=config.node.data_dir, days=config.node.retention_days,
         destinations={d.name: d.storage_commitment for d in config.destination},
     )  # fmt: skip
-    threads = [threading.Thread(target=retention.run, args=(stopping,), name="retention")]
+    loops = [retention.loop(stopping)]
     with ExitStack() as readers:
         if server := syslog_server(config):
             forwarder = Forwarder(
                 database=database, reader=readers.enter_context(open_database(config, read_only=True)), server=server,
                 source=Source(ae_title=config.node.ae_title, host=socket.gethostname()),
             )  # fmt: skip
-            threads.append(threading.Thread(target=forwarder.run, args=(stopping,), name="audit messages"))
+            loops.append(forwarder.loop())
         if config.audit.anchor_file:
             anchors = Anchors(
                 database=database, file=config.audit.anchor_file, every_records=config.audit.anchor_every_records,
                 every_s=config.audit.anchor_every_hours * 3600,
             )  # fmt: skip
-            threads.append(threading.Thread(target=anchors.run, args=(stopping,), name="anchors"))
+            loops.append(anchors.loop())
         deliverer.start()
-        for thread in threads:
-            thread.start()
-        tell_started()
-        stopping.wait()
-        deliverer.stop()
-        for thread in threads:
-            thread.join()
+        with running(loops, stopping):
+            tell_started()
+            stopping.wait()
+            deliverer.stop()
 
 
 def syslog_server(config: Config) -> SyslogServer | None:
@@ -298,7 +344,7 @@ def destinations(config: Config) -> list[Destination]:
 @contextmanager
 def _alone(folder: Path, stage: str) -> Iterator[None]:
     """One process of this stage on this folder. Raises StoreError where another one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_data_dir(folder)
     busy = f"another cxrnode {stage} works on {folder}: stop it, or give this one its own"
     with locked(folder / f".{stage}.lock", busy):
         yield
@@ -307,9 +353,20 @@ def _alone(folder: Path, stage: str) -> Iterator[None]:
 # --- the node -------------------------------------------------------------------------------------------------------
 
 
-def run_node(config: Config, supervisor: Supervisor) -> None:
-    """Every stage in its own process, and the HTTP pages that say how they are."""
-    with open_database(config) as database:
+def run_node(config: Config, supervisor: Supervisor) -> int:
+    """Every stage in its own process, and the HTTP pages that say how they are. Returns the exit code.
+
+    Raises CxrnodeError where another node works on the same data folder, before anything there is touched.
+    """
+    data_dir = config.node.data_dir
+    make_data_dir(data_dir)
+    with (
+        locked(data_dir / ".node.lock", f"another cxrnode node works on {data_dir}: stop it, or give this one its own "
+               "node.data_dir, database and ports"),
+        locked(data_dir / ".stages.lock", f"stages of a node that was killed still work on {data_dir}: end them "
+               "(cxrnode serve ... --only)", wait_s=_ORPHANS_S) as shared,
+        open_database(config) as database,
+    ):  # fmt: skip
         with database.begin() as c:
             for setting in (ENGINE, GPU_STARTS):  # what was verified before this start counts no more, nor what crashed
                 Queue("node").set_setting(c, setting, None)
@@ -323,4 +380,4 @@ def run_node(config: Config, supervisor: Supervisor) -> None:
                 config.http.bind, config.http.port, checks=monitor.checks, warnings=monitor.warnings,
                 metrics=monitor.metrics,
             ):  # fmt: skip
-                supervisor.run()
+                return supervisor.run(shared=[shared])

@@ -1,28 +1,34 @@
 """The node's processes: each stage in its own, started again when it dies.
 
 SIGTERM (or Ctrl-C) drains: every stage brings what it has in hand to its end. A second one ends them at once: what was
-in hand is done again at the next start.
+in hand is done again at the next start. SIGHUP is handed on: what can be read anew is. A stage that ends with exit code
+2 before it ever worked says that the configuration cannot be used, and ends the node.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 STAGES = ("intake", "analyse", "deliver")
+MISCONFIGURED = 2  # exit code
 _POLL_S = 0.1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0  # before a stage that died is started again, doubled each time
 _SETTLED_S = 60.0  # a stage that lived so long had a fresh start
+_ORPHAN_S = 10.0  # for a stage to drain whose supervisor was killed
 _TELL = "CXRNODE_STARTED_FD"  # in a stage's environment: the pipe on which it tells its supervisor that it works
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +40,7 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     told: int = -1  # the pipe's other end
     works: bool = False  # it told so
+    worked: bool = False  # it told so once
     started: float = 0.0  # monotonic seconds
     not_before: float = 0.0
     wait_s: float = _FIRST_WAIT_S
@@ -43,51 +50,67 @@ class _Child:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def start(self) -> None:
+    def start(self, shared: Sequence[int]) -> None:
+        """`shared`: descriptors that it is to hold, too."""
         self.told, tell = os.pipe()
         os.set_blocking(self.told, False)
         environment = os.environ | {_TELL: str(tell)}
-        self.process = subprocess.Popen(self.command, pass_fds=[tell], env=environment)  # noqa: S603 (our own command)
-        os.close(tell)
         self.started = time.monotonic()
+        try:
+            self.process = subprocess.Popen(self.command, pass_fds=[tell, *shared], env=environment)  # noqa: S603 (ours)
+        except OSError as e:  # no memory, no more processes
+            self.died(e.strerror or type(e).__name__)
+        finally:
+            os.close(tell)
 
     def hear(self) -> None:
         with suppress(BlockingIOError):  # nothing was told yet
             self.works = self.works or bool(os.read(self.told, 1))
+        self.worked = self.worked or self.works
 
-    def died(self) -> None:
-        assert self.process is not None  # noqa: S101
+    def died(self, how: object) -> None:
         os.close(self.told)
         self.works = False
         self.deaths += 1
         now = time.monotonic()
         self.wait_s = _FIRST_WAIT_S if now - self.started > _SETTLED_S else min(_LONGEST_WAIT_S, 2 * self.wait_s)
         self.not_before = now + self.wait_s
-        log.error("%s ended with %s, starts again in %.1f s", self.stage, self.process.returncode, self.wait_s)
+        log.error("%s ended with %s, starts again in %.1f s", self.stage, how, self.wait_s)
         self.process = None
+
+    def send(self, number: int) -> None:
+        if self.process is not None and self.alive:
+            self.process.send_signal(number)
 
 
 @dataclass(slots=True, kw_only=True)
 class Supervisor:
-    """`run()` returns when all stages have ended after a signal. One that dies is started again, for ever."""
+    """`run()` returns when all stages have ended. One that dies is started again, for ever."""
 
     config: Path
     stages: Sequence[str] = STAGES
+    on_hangup: Callable[[], None] = lambda: None
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0
 
-    def run(self, on_started: Callable[[], None] = lambda: None) -> None:
+    def run(self, on_started: Callable[[], None] = lambda: None, *, shared: Sequence[int] = ()) -> int:
+        """The exit code: 0 after a signal, MISCONFIGURED where a stage cannot work as it is told to.
+
+        `shared`: descriptors that every stage holds as long as it lives. To be called with SIGHUP blocked.
+        """
         self._children = [_Child(stage=s, command=_command(self.config, s)) for s in self.stages]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        for child in self._children:
-            child.start()
-        on_started()
-        while not self._signals:
-            self._start_again()
-            time.sleep(_POLL_S)
-        while any(child.alive for child in self._children):
-            time.sleep(_POLL_S)
+        try:
+            for child in self._children:
+                child.start(shared)
+            on_started()
+            return self._watch(shared)
+        finally:  # whatever ended the watch
+            while any(child.alive for child in self._children):
+                if not self._signals:
+                    self._on_signal(signal.SIGTERM, None)
+                time.sleep(_POLL_S)
 
     @property
     def down(self) -> list[str]:
@@ -98,34 +121,78 @@ class Supervisor:
     def deaths(self) -> dict[str, int]:
         return {child.stage: child.deaths for child in self._children}
 
-    def _start_again(self) -> None:
+    def _watch(self, shared: Sequence[int]) -> int:
+        while not self._signals:
+            for child in self._children:
+                if child.process is not None:
+                    child.hear()
+                    if child.process.poll() == MISCONFIGURED and not child.worked:
+                        return MISCONFIGURED  # the stage said why
+                    if not child.alive:
+                        child.died(child.process.returncode)
+                elif time.monotonic() >= child.not_before:
+                    child.start(shared)
+            if signal.sigtimedwait([signal.SIGHUP], _POLL_S):
+                self._hang_up()
+        return 0
+
+    def _hang_up(self) -> None:
+        log.info("SIGHUP: log level and certificates are read anew")
+        self.on_hangup()
         for child in self._children:
-            if child.process is not None and not child.alive:
-                child.died()
-            if child.process is None and time.monotonic() >= child.not_before:
-                child.start()
-            if child.process is not None:
-                child.hear()
+            child.send(signal.SIGHUP)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._signals += 1
         for child in self._children:
-            if child.process is not None and child.alive:
-                child.process.send_signal(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
+            child.send(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
 
 
 def _command(config: Path, stage: str) -> list[str]:
     return [sys.executable, "-m", "cxrnode", "serve", "--config", str(config), "--only", stage]
 
 
+@contextmanager
+def hangups_wait() -> Iterator[None]:
+    """SIGHUP kills nobody, here or in what is started meanwhile: it waits for `signal.sigtimedwait`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- in a stage -----------------------------------------------------------------------------------------------------
+
+
 def stop_on_signals(stopping: threading.Event) -> None:
-    """In a stage: SIGTERM drains. Ctrl-C reaches every process of the terminal; the supervisor's word counts."""
+    """SIGTERM drains. Ctrl-C reaches every process of the terminal; the supervisor's word counts."""
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, lambda *_: stopping.set())
 
 
+def end_with_supervisor(stopping: threading.Event) -> None:
+    """Drain when the supervisor is gone, however it went, and be gone soon after: what is not done by then is done
+    again at the next start, which waits for us. Without a supervisor nothing happens.
+    """
+    if not (pipe := os.environ.get(_TELL, "")):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # at once, even where no thread of ours gets to run
+    ends = select.poll()  # and this also sees one that went before
+    ends.register(os.dup(int(pipe)), 0)  # POLLERR: nobody reads any more (pipe(7)); `tell_started` closes the other
+
+    def wait() -> None:
+        ends.poll()
+        log.error("the node's process is gone: this stage ends, too")
+        stopping.set()
+        time.sleep(_ORPHAN_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+
+
 def tell_started() -> None:
-    """In a stage: it works from now on. Without a supervisor nobody is told."""
+    """It works from now on. Without a supervisor nobody is told."""
     if pipe := os.environ.pop(_TELL, ""):
         with suppress(BrokenPipeError):  # the supervisor is gone
             os.write(int(pipe), b"1")

@@ -29,18 +29,24 @@ class Reason(StrEnum):
     WRONG_BODY_PART = "wrong_body_part"
     LATERAL = "lateral"
     MULTI_FRAME = "multi_frame"
+    NOT_A_PATIENT = "not_a_patient"
+    ORIENTATION_UNCLEAR = "orientation_unclear"
     IMPLAUSIBLE_PIXELS = "implausible_pixels"
     OWN_RESULT = "own_result"
     NOT_AN_IMAGE = "not_an_image"
     UNREADABLE_FILE = "unreadable_file"
+    TOO_LARGE = "too_large"
     NESTED_ARCHIVE = "nested_archive"
+    LINK = "link"
     DICOMDIR = "dicomdir"
     DECODER_CRASHED = "decoder_crashed"
     INFERENCE_FAILED = "inference_failed"
     RESULT_INVALID = "result_invalid"
     GAVE_UP = "gave_up"
+    UNEXPECTED_ERROR = "unexpected_error"
     DUPLICATE = "duplicate"
     UID_CONFLICT = "uid_conflict"
+    SEVERAL_PATIENTS = "several_patients"
 
     @property
     def text(self) -> str:
@@ -74,29 +80,40 @@ _REASON_TEXT = {
     Reason.WRONG_BODY_PART: "not a radiograph of the chest",
     Reason.LATERAL: "not a frontal view",
     Reason.MULTI_FRAME: "the object holds several frames",
+    Reason.NOT_A_PATIENT: "not of a human patient (an animal, a phantom or a quality control image)",
+    Reason.ORIENTATION_UNCLEAR: "how the film lies is not clear",
     Reason.IMPLAUSIBLE_PIXELS: "the pixels are implausible for a radiograph",
     Reason.OWN_RESULT: "a result that cxrnode itself made",
     Reason.NOT_AN_IMAGE: "the object is not an image",
     Reason.UNREADABLE_FILE: "the file cannot be read",
+    Reason.TOO_LARGE: "larger, or made of more elements, than any radiograph",
     Reason.NESTED_ARCHIVE: "an archive inside an archive",
+    Reason.LINK: "a link to another file",
     Reason.DICOMDIR: "a DICOMDIR (its files are analysed, it is not)",
     Reason.DECODER_CRASHED: "the decoder crashed on this file",
     Reason.INFERENCE_FAILED: "the engine failed on this image",
     Reason.RESULT_INVALID: "the result object failed the node's own checks",
     Reason.GAVE_UP: "the analysis was begun several times and never came to its end",
-    Reason.DUPLICATE: "the same instance with the same pixels was seen before",
-    Reason.UID_CONFLICT: "analysed, but another file with this SOP Instance UID has other pixel data",
+    Reason.UNEXPECTED_ERROR: "stopped by an error that the node does not know",
+    Reason.DUPLICATE: "the same instance with the same pixels, study and patient was seen before",
+    Reason.UID_CONFLICT: (
+        "analysed, but another file with this SOP Instance UID has other pixel data, or another study or patient"
+    ),
+    Reason.SEVERAL_PATIENTS: "analysed, but other images of this study carry another patient",
 }
 # a chest radiograph that should have had its result, or a file that may be one
 _FAILURES = {
     Reason.TRUNCATED, Reason.UNDECODABLE, Reason.UNREADABLE_FILE, Reason.DECODER_CRASHED,
     Reason.INFERENCE_FAILED, Reason.RESULT_INVALID, Reason.MISSING_UID, Reason.GAVE_UP,
+    Reason.UNEXPECTED_ERROR, Reason.TOO_LARGE, Reason.NESTED_ARCHIVE,
 }  # fmt: skip
 # no study to report to, or nothing that a radiologist would look for in the study
 _UNREPORTED = {
     Reason.NOT_DICOM, Reason.MISSING_UID, Reason.OWN_RESULT, Reason.NOT_AN_IMAGE,
-    Reason.NESTED_ARCHIVE, Reason.DICOMDIR, Reason.DUPLICATE,
+    Reason.NESTED_ARCHIVE, Reason.LINK, Reason.DICOMDIR, Reason.DUPLICATE,
 }  # fmt: skip
+# flags on an image that was analysed all the same
+NOTES = frozenset({Reason.UID_CONFLICT, Reason.SEVERAL_PATIENTS})
 
 
 class JobState(StrEnum):
@@ -220,17 +237,22 @@ class Study:
     last_received_at: float  # seconds since 1970, UTC
     stat: bool
     earlier: tuple[ResultObject, ...]  # its SRs so far, oldest first
+    image_ids: tuple[int, ...] = ()  # the images' jobs
     sources: tuple[Source, ...] = ()  # of the images
 
     @property
     def received(self) -> datetime:
         return datetime.fromtimestamp(self.last_received_at).astimezone()
 
-    def predecessor_of(self, sr_uid: str) -> ResultObject | None:
-        """The SR that this one takes the place of: of a repeat, the one before its first making."""
-        uids = [sr.sop_instance_uid for sr in self.earlier]
-        place = uids.index(sr_uid) if sr_uid in uids else len(uids)
-        return self.earlier[place - 1] if place else None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one patient of a study gets: an SR, or the reason why it is held back."""
+
+    images: tuple[int, ...]  # places in the study's images
+    sr: ResultObject | None = None
+    predecessor_uid: str | None = None  # the SR that this one takes the place of
+    held_back: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

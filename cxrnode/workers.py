@@ -7,26 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from io import BytesIO
+from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from pydicom import Dataset
 
-from cxrnode.archive import Item, is_nested, open_item, read_item
+from cxrnode.container import recognise
 from cxrnode.dicom.header import image_result, instance_header
 from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
-from cxrnode.errors import Rejected, ResultError
+from cxrnode.errors import Rejected, ResultError, unexpected
+from cxrnode.item import Item, nested
+from cxrnode.location import open_item
 from cxrnode.metrics import device_name
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
+from cxrnode.report.encode import decode as decode_result
 from cxrnode.report.encode import encode
+from cxrnode.report.patients import by_patient, patient_of
 from cxrnode.report.sr import build_sr
 from cxrnode.store.spool import write_atomic
 from cxrnode.types import (
@@ -38,15 +42,15 @@ from cxrnode.types import (
     PreparedImage,
     Reason,
     Rejection,
+    Report,
     ResultObject,
     StoredImage,
     Study,
 )
 from engines.bundle import InputShape
 
+DECODE_CPU_S = 8.0  # of processor time: ten times what the largest film takes
 cv2.setNumThreads(1)  # one image a process; the processes fill the cores
-
-_MAGIC = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,25 +73,31 @@ def _scan_one(item: Item) -> NewItem:
         return NewItem(path=item.path, location=item.location(), rejection=item.rejection)
     try:
         with open_item(item.location()) as f:
-            if item.kind != "file" and is_nested(f.read(_MAGIC)):
-                raise Rejected(Reason.NESTED_ARCHIVE, "unpack it and give it as an archive of its own")
+            if item.at.kind != "file" and (kind := recognise(f)):
+                return NewItem(path=item.path, location=item.location(), rejection=nested(kind))
             f.seek(0)
-            header = read_header(f)
+            header = instance_header(read_header(f))
     except Rejected as e:
         return NewItem(path=item.path, location=item.location(), rejection=e.rejection)
-    return NewItem(path=item.path, location=item.location(), header=instance_header(header))
+    except Exception as e:  # noqa: BLE001 (one item's trouble is that item's row; its neighbours go on)
+        return NewItem(path=item.path, location=item.location(), rejection=unexpected(e))
+    return NewItem(path=item.path, location=item.location(), header=header)
 
 
 def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
     """Read, gate and decode one item, down to the network's input and the capture's preview."""
     try:
-        raw = read_item(location)
-    except Rejected as e:
-        return Decoded(rejection=e.rejection)
+        return _decode(location, shape)
+    except Exception as e:  # noqa: BLE001 (one item's trouble is that item's row; its neighbours go on)
+        return Decoded(rejection=unexpected(e))
+
+
+def _decode(location: dict[str, Any], shape: InputShape) -> Decoded:
     try:
-        ds = read_instance(raw)
+        with open_item(location) as f:
+            ds = read_instance(f)
     except Rejected as e:
-        return _unreadable(raw, e.rejection)
+        return _unreadable(location, e.rejection)
     digest = pixel_digest(ds)
     if rejection := select(ds):
         return Decoded(pixel_digest=digest, rejection=rejection)
@@ -101,13 +111,16 @@ def _device(ds: Dataset) -> str:
     return device_name(str(ds.get("Manufacturer", "")), str(ds.get("ManufacturerModelName", "")))
 
 
-def _unreadable(raw: bytes, rejection: Rejection) -> Decoded:
+def _unreadable(location: dict[str, Any], rejection: Rejection) -> Decoded:
     """A file whose header is sound and whose pixels are not: what its header rules out needs no pixels."""
     try:
-        ds = read_header(BytesIO(raw))
+        with open_item(location) as f:
+            ds = read_header(f)
+            f.seek(0)
+            digest = file_digest(cast(BufferedReader, f), "sha256").hexdigest()
     except Rejected:
         return Decoded(rejection=rejection)
-    return Decoded(pixel_digest=sha256(raw).hexdigest(), rejection=select(ds) or rejection)
+    return Decoded(pixel_digest=digest, rejection=select(ds) or rejection)
 
 
 def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
@@ -142,11 +155,53 @@ def make_capture(
     return _write(output, context, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
 
 
-def make_sr(output: Output, context: ReportContext, study: Study) -> ResultObject:
-    """Build, check and write the one SR of a study. Raises ResultError, StorageFullError."""
+def make_sr(output: Output, context: ReportContext, study: Study) -> tuple[Report, ...]:
+    """Build, check and write the SRs of a study: one for each patient whose images it holds, or why it is held back.
+
+    Raises StorageFullError.
+    """
     images = [image_result(image) for image in study.images]
-    predecessor = study.predecessor_of(context.sr_uid(images))
-    return _write(output, context, Kind.SR, build_sr(images, context, predecessor), images)
+    patients = by_patient(images)
+    return tuple(_report(output, context, study, images, places, len(patients)) for places in patients)
+
+
+def _report(
+    output: Output,
+    context: ReportContext,
+    study: Study,
+    images: Sequence[ImageResult],
+    places: tuple[int, ...],
+    patients: int,
+) -> Report:
+    mine = [images[place] for place in places]
+    try:
+        uid = context.sr_uid(mine, alone=patients == 1)
+        before = _predecessor(output, study.earlier, uid, patient_of(mine[0].source) if patients > 1 else None)
+        ds = build_sr(mine, context, before, alone=patients == 1)
+        sr = _write(output, context, Kind.SR, ds, mine)
+    except ResultError as e:
+        return Report(images=places, held_back=Rejection(reason=Reason.RESULT_INVALID, detail=str(e)))
+    return Report(images=places, sr=sr, predecessor_uid=before.sop_instance_uid if before else None)
+
+
+def _predecessor(
+    output: Output, earlier: Sequence[ResultObject], uid: str, patient: tuple[bytes, ...] | None
+) -> ResultObject | None:
+    """The SR that `uid` takes the place of, only ever the same patient's: of a repeat, the one before its first making.
+
+    An earlier SR that cannot be read any more is taken for the patient's where the study holds no other (None).
+    """
+    before = None
+    for sr in earlier:
+        if sr.sop_instance_uid == uid:
+            break
+        try:
+            with (output.root / sr.path).open("rb") as f:
+                same = patient is None or patient_of(read_header(f).encoded) == patient
+        except (OSError, Rejected):
+            same = patient is None
+        before = sr if same else before
+    return before
 
 
 def _write(
@@ -155,7 +210,7 @@ def _write(
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     data = encode(ds)
     try:
-        check_result(ds, images)
+        check_result(decode_result(data), images)  # what leaves is what is checked
     except ResultError:
         write_atomic(output.quarantine_path(uid), data)
         raise

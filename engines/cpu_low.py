@@ -81,7 +81,7 @@ class LowCpuEngine:
 
             from engines.precision import convert  # noqa: PLC0415 (brings onnx, of the same extra)
         except ImportError as e:
-            raise EngineError(f"{e.name} is not installed: pip install 'cxrnode[openvino]', or use --engine cpu") from e
+            raise EngineError(f"{e.name} is not installed: pip install openvino onnx, or use --engine cpu") from e
         model = convert(self._bundle, "int8" if self._precision is LowPrecision.INT8 else "fp32")
         properties = {
             "INFERENCE_PRECISION_HINT": _HINTS[self._precision], "INFERENCE_NUM_THREADS": self._threads,

@@ -32,7 +32,7 @@ def import_pycuda() -> Any:
     try:
         return importlib.import_module("pycuda.driver")
     except ImportError as e:
-        raise EngineError(f"pycuda cannot be used ({e}): install cxrnode[tensorrt] and NVIDIA's driver") from e
+        raise EngineError(f"pycuda cannot be used ({e}): pip install pycuda, and NVIDIA's driver") from e
 
 
 @contextmanager

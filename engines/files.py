@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PRIVATE_UMASK = 0o077  # what the group and others may: nothing
+
 
 @contextmanager
 def whole(path: Path, *, mode: int = 0o666) -> Iterator[Path]:

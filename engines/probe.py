@@ -27,7 +27,7 @@ _CAPABILITY = (7, 5)  # Turing, the oldest that TensorRT 11 and CUDA 13 know
 _MEMORY = 1 << 30  # bytes: the context and a small network's buffers, without room for which nothing starts
 _LEAST_VERSION = {"tensorrt": 11, "tensorrt_rtx": 1}
 _RTX_CAPABILITIES = {(7, 5), (8, 0), (8, 6), (8, 9)}  # and 12.0 on: it builds for an H100, but loads nothing there
-_INSTALL = "pip install 'cxrnode[tensorrt]'"
+_INSTALL = "pip install 'tensorrt>=11' pycuda onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from cxrnode.errors import CxrnodeError, StoreError
+from cxrnode.errors import StoreError
+from cxrnode.loops import Loop
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
 
@@ -104,13 +104,12 @@ class Anchors:
     every_records: int
     every_s: float
 
-    def run(self, stopping: threading.Event) -> None:
-        while not stopping.is_set():
-            try:
-                self.step(now=time.time())
-            except CxrnodeError as e:
-                log.error("no anchor was taken: %s", e)  # noqa: TRY400 (its text says all)
-            stopping.wait(_POLL_S)
+    def loop(self) -> Loop:
+        def step() -> float:
+            self.step(now=time.time())
+            return _POLL_S
+
+        return Loop(name="anchors", step=step)
 
     def step(self, *, now: float) -> Anchor | None:
         """Take an anchor if one is due. `now`: seconds since 1970, UTC."""

@@ -11,17 +11,19 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from sqlalchemy import Connection, select, union
+from sqlalchemy import Connection, Row, select, union
 
 from cxrnode.audit.kinds import in_words
 from cxrnode.audit.story import sop_of
 from cxrnode.store import ledger
+from cxrnode.store.chunks import chunks
 from cxrnode.store.schema import instance, result
 from cxrnode.store.schema import ledger as table
 from cxrnode.types import AuditEvent
@@ -134,6 +136,7 @@ _MESSAGES = {
     "commitment_failed": _accessed("R", _SERIOUS),
     "commitment_asked": _Message(from_peer=True),
     "commitment_answered": _Message(from_peer=True),
+    "commitment_given_up": _Message(outcome=_SERIOUS, from_peer=True),
     "spool_deleted": _Message(event=_DELETED, action="D"),  # retention takes whole studies
     "result_deleted": _Message(event=_DELETED, action="D"),
 }
@@ -165,16 +168,22 @@ def known(c: Connection, events: Sequence[AuditEvent]) -> Known:
     """What the database knows beyond these records; a few queries, however many they are."""
     studies = {e.study_instance_uid for e in events if e.study_instance_uid}
     uids = {uid for e in events for uid in _instances(e)[:_INSTANCES]}
-    mine = (t.c.sop_instance_uid.in_(uids) for t in (instance, result))
-    classes = union(*(
-        select(t.c.sop_instance_uid, t.c.sop_class_uid).where(is_mine, t.c.sop_class_uid.is_not(None))
-        for t, is_mine in zip((instance, result), mine, strict=True)
-    ))  # fmt: skip
     return Known(
         patients=_told(c, studies, "patient_id"),
         accession_numbers=_told(c, studies, "accession_number"),
-        sop_classes={row.sop_instance_uid: row.sop_class_uid for row in c.execute(classes)},
+        sop_classes={row.sop_instance_uid: row.sop_class_uid for some in chunks(uids) for row in _classes(c, some)},
     )
+
+
+def _classes(c: Connection, uids: Sequence[str]) -> Sequence[Row[Any]]:
+    return c.execute(
+        union(*(
+            select(t.c.sop_instance_uid, t.c.sop_class_uid).where(
+                t.c.sop_instance_uid.in_(uids), t.c.sop_class_uid.is_not(None)
+            )
+            for t in (instance, result)
+        ))
+    ).all()  # fmt: skip
 
 
 def _told(c: Connection, studies: set[str], name: str) -> dict[str, list[str]]:
@@ -194,7 +203,7 @@ def xml(event: AuditEvent, source: Source, known: Known, *, encoding: str = "utf
     return encoded
 
 
-def messages(c: Connection, source: Source, *, after: int = 0) -> Iterator[str]:
+def messages(c: Connection, source: Source, *, after: int = 0) -> Generator[str, None, None]:
     """The records after this seq, each a message on a line, in ASCII; never all in memory."""
     query = select(*table.c).where(table.c.seq > after).order_by(table.c.seq)
     events = ledger.events(c, query)

@@ -7,7 +7,7 @@ order, no spaces, in ASCII: the sha256 of that is the hash, and prev_hash is the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TextIO
 
@@ -21,7 +21,7 @@ EXPORTED = "exported"
 _KEYS = tuple(table.c.keys())
 
 
-def lines(c: Connection, *, after: int = 0) -> Iterator[str]:
+def lines(c: Connection, *, after: int = 0) -> Generator[str, None, None]:
     """The records after this seq, each a line; never all in memory."""
     try:
         for record in ledger.records(c, after):

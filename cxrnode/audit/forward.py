@@ -7,7 +7,6 @@ it goes on from there. Nothing is lost on this side; what was sent and not confi
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, select
 from cxrnode.audit.atna import Source, known, xml
 from cxrnode.audit.syslog import SyslogConnection, SyslogError, SyslogServer, syslog_message
 from cxrnode.errors import CxrnodeError
+from cxrnode.loops import Loop
 from cxrnode.patience import FOR_EVER, Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -60,21 +60,14 @@ class Forwarder:
     _opened_at: float = field(default=0.0, init=False)  # monotonic, s
     _confirmed: int = field(default=0, init=False)
     _sent: int = field(default=0, init=False)
-    _failures: int = field(default=0, init=False)  # in a row
     _told: set[str] = field(default_factory=set, init=False)  # the reasons that this outage was logged with
 
-    def run(self, stopping: threading.Event) -> None:
-        """Until `stopping` is set; what is on its way then is confirmed, the rest waits for the next start."""
-        while not stopping.is_set():
-            try:
-                stopping.wait(0.0 if self.step() else _POLL_S)
-            except Exception as e:  # noqa: BLE001 (the loop's edge: a server or a database that is away)
-                self._failed(e)
-                stopping.wait(self.patience.wait_s(self._failures))
-        try:
-            self._confirm()
-        except (SyslogError, CxrnodeError) as e:
-            self._failed(e)
+    def loop(self) -> Loop:
+        """At its end what is on its way is confirmed; the rest waits for the next start."""
+        return Loop(
+            name="audit messages", step=lambda: 0.0 if self.step() else _POLL_S, close=self._confirm,
+            patience=self.patience, on_error=self._failed,
+        )  # fmt: skip
 
     def step(self) -> bool:
         """Send a page, confirm what is due; False: nothing waits. Raises SyslogError, CxrnodeError."""
@@ -115,14 +108,12 @@ class Forwarder:
             Queue("audit").set_setting(c, SENT, self._sent)
         if self._told:
             log.info("audit messages are sent to %s again, up to record %d", self.server, self._sent)
-        self._failures = 0
         self._told.clear()
 
     def _failed(self, error: Exception) -> None:
         if self._open:
             self._open.abandon()
             self._open = None
-        self._failures += 1
         ours = isinstance(error, SyslogError | CxrnodeError)
         why = str(error) if ours else type(error).__name__
         if why not in self._told:  # once, however often it is tried

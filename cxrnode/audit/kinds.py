@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cxrnode.types import AuditEvent
+from cxrnode.words import counted
 
 PHRASES = {
     # the node and its operators
@@ -40,9 +42,10 @@ PHRASES = {
     "failed": "image {sop} failed: {reason} {why}",
     "duplicate": "image {sop} is a duplicate {why}",
     "report_made": "{object:object} {sop} made",
+    "several_patients": "the study holds images of {patients} patients: a report each",
     "report_failed": "the report could not be made: {why}",
     # where it goes
-    "delivery_queued": "{results} results to be sent to {destination}",
+    "delivery_queued": "{results:result} to be sent to {destination}",
     "delivery_reopened": "to be sent once more to {destination} {sop}",
     "delivered": "{sop} stored at {destination}: {status}",
     "delivery_postponed": "{sop} not yet stored at {destination}: {status}",
@@ -51,8 +54,9 @@ PHRASES = {
     "commitment_postponed": "{destination} was not to be asked for commitment: {status}",
     "committed": "{destination} commits to {sop}",
     "commitment_failed": "{destination} does not keep {sop}: {status}",
-    "commitment_asked": "{ae} at {host} asks for commitment to {instances} images",
+    "commitment_asked": "{ae} at {host} asks for commitment to {instances:image}",
     "commitment_answered": "{ae} at {host} answered: {kept} kept, {missing} missing",
+    "commitment_given_up": "{ae} at {host} gets no answer to its request for commitment: {why}",
     # what goes
     "spool_deleted": "retention: image {sop} deleted",
     "result_deleted": "retention: result {sop} deleted",
@@ -61,11 +65,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MIB = 1 << 20
 
 
+def _counted(noun: str, v: Any) -> str:
+    return counted(v, noun) if isinstance(v, int) else f"{v} {noun}s"
+
+
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "": lambda v: ", ".join(map(str, v)) if isinstance(v, list) else str(v),
     "short": lambda v: str(v)[:12],
     "size": lambda v: f"{v / _MIB:.1f} MiB" if isinstance(v, int) else str(v),
     "times": lambda v: f" ({v} times)" if isinstance(v, int) and v > 1 else "",
+    **{noun: partial(_counted, noun) for noun in ("image", "result")},
     "note": lambda v: f"({v})",
     "object": lambda v: {"sr": "Structured Report", "capture": "Grad-CAM capture"}.get(v, str(v)),
 }

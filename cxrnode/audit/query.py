@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -56,7 +56,7 @@ class Filters:
 class Found:
     """What a query found, to be read once while its transaction is open; `cut`: older records were left out."""
 
-    events: Iterator[AuditEvent]
+    events: Generator[AuditEvent, None, None]
     cut: bool
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cxrnode.errors import CxrnodeError, StoreError
+from cxrnode.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -72,12 +73,12 @@ def query(
         until=parse_time(until, now=now, end=True) if until is not None else None,
     )  # fmt: skip
     filters.check()
+    show_as = {Format.TABLE: _print_table, Format.JSON: _print_json, Format.CSV: _print_csv}[output_format]
     with _ledger(config, out) as c:
         found = find(c, filters, limit=limit or None)
-        count = {Format.TABLE: _print_table, Format.JSON: _print_json, Format.CSV: _print_csv}[output_format](
-            found.events
-        )
-    _say(f"{count} records{_period(filters)}")
+        with closing(found.events) as events:
+            count = show_as(events)
+    _say(f"{counted(count, 'record')}{_period(filters)}")
     if found.cut:
         _say(f"these are the newest {limit}; there are older ones: --limit 0 prints all")
 
@@ -159,7 +160,11 @@ def verify(
     if missing or verdict.broken is not None:
         raise typer.Exit(1)
     checked = sum(seq > after for seq in known)
-    typer.echo(f"{verdict.records} records hold, {checked} anchors agree; the last hash is {verdict.last_hash}")
+    hold, agree = ("holds" if verdict.records == 1 else "hold"), ("agrees" if checked == 1 else "agree")
+    typer.echo(
+        f"{counted(verdict.records, 'record')} {hold}, {counted(checked, 'anchor')} {agree}; the last hash is "
+        f"{verdict.last_hash}"
+    )
 
 
 @app.command()
@@ -221,10 +226,9 @@ def export(
                 f"not exported, for the ledger cannot record it: {e}. --unrecorded exports it all the same"
             ) from e
     with _ledger(config, out) as c:
-        if output_format is ExportFormat.ATNA:
-            sys.stdout.writelines(messages(c, source, after=after))
-        else:
-            sys.stdout.writelines(lines(c, after=after))
+        atna = output_format is ExportFormat.ATNA
+        with closing(messages(c, source, after=after) if atna else lines(c, after=after)) as exported:
+            sys.stdout.writelines(exported)
 
 
 # --- what they share ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import stat
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrnode.config_faults import EXAMPLE
+from cxrnode.words import counted
 
 if TYPE_CHECKING:
     from cxrnode.config import Config, StatRule
@@ -37,12 +37,14 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configu
     Exit codes: 0 usable, warnings or not; 2 not usable, with every fault named.
     """
     from cxrnode.config import load_config  # noqa: PLC0415 (no other command should wait for it)
+    from cxrnode.config_here import check_data_dir, unreachable  # noqa: PLC0415
 
     config = load_config(file)
+    check_data_dir(config.node.data_dir)
     expiries = _check_tls(config)
     for line in _understood(config, expiries):
         typer.echo(line)
-    for line in (*_dangers(config), *_tls_dangers(config, expiries)):
+    for line in (*unreachable(config), *_dangers(config), *_tls_dangers(config, expiries)):
         sys.stderr.write(f"warning: {line}\n")
 
 
@@ -70,8 +72,8 @@ def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]
         )
     first = ", ".join(map(_rule, analyse.stat))
     yield (
-        f"analyse: bundle {analyse.bundle}, engine {analyse.engine}, up to {analyse.batch_size} images a batch; "
-        f"before the rest: {first or 'nothing'}"
+        f"analyse: bundle {analyse.bundle}, engine {analyse.engine}, up to {counted(analyse.batch_size, 'image')} a "
+        f"batch; before the rest: {first or 'nothing'}"
     )
     yield f"report: after {report.study_quiet_s:g} s without a new image; what is not analysed: {report.not_analysed}"
     for d in config.destination:
@@ -81,12 +83,16 @@ def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]
         )
     yield f"http: http://{_at(http.bind, http.port)}/healthz /readyz /metrics"
     if file := config.audit.anchor_file:
-        every = f"every {config.audit.anchor_every_records} records or {config.audit.anchor_every_hours:g} hours"
+        every = (
+            f"every {counted(config.audit.anchor_every_records, 'record')} or {config.audit.anchor_every_hours:g} hours"
+        )
         yield f"audit: the ledger is anchored in {file}, {every}"
-    yield f"retention: received files go {node.retention_days} days after their results are committed"
+    yield f"retention: received files go {counted(node.retention_days, 'day')} after their results are committed"
 
 
 def _dangers(config: Config) -> Iterator[str]:
+    from cxrnode.config_here import is_loopback  # noqa: PLC0415 (as above)
+
     if (file := config.audit.anchor_file) and config.node.data_dir in file.parents:
         yield f"audit.anchor_file = {file} lies beside the ledger: who can change the one can change the other"
     node, receive, send = config.node, config.receive, config.send
@@ -94,13 +100,13 @@ def _dangers(config: Config) -> Iterator[str]:
         yield "receive.allow is empty: nobody can store; add { ae_title = ..., host = ... } of your PACS"
     if not config.destination:
         yield "there is no [[destination]]: results stay on this node"
-    if not _loopback(node.bind):
+    if not is_loopback(node.bind):
         mend = "keep it behind a firewall" if receive.tls else "[receive.tls] adds a port with TLS"
         yield f"node.bind = {node.bind}: patient data crosses the network in the clear to port {node.port}; {mend}"
     for d in config.destination:
-        if not d.tls and not _loopback(d.host):
+        if not d.tls and not is_loopback(d.host):
             yield f"destination {d.name} without tls = true: patient data crosses the network in the clear"
-    if not _loopback(config.http.bind):
+    if not is_loopback(config.http.bind):
         yield f"http.bind = {config.http.bind}: /metrics tells whoever asks how much the node has to do"
     if receive.disk_watermark_mb == 0:
         yield "receive.disk_watermark_mb = 0: the node fills the disk to the last byte, and its database with it"
@@ -118,13 +124,6 @@ def _tls_dangers(config: Config, expiries: dict[Path, datetime]) -> Iterator[str
     for key in sorted(keys):
         if key.stat().st_mode & stat.S_IROTH:
             yield f"every user of this machine can read the key {key}: chmod 600 {key}"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _at(host: str, port: int) -> str:

@@ -23,15 +23,17 @@ def doctor(
     Exit codes: 0 nothing failed, warnings or not; 1 something failed; 2 the configuration is wrong.
     """
     from cxrnode.config import load_config  # noqa: PLC0415 (no other command should wait for it)
+    from cxrnode.config_here import check_data_dir  # noqa: PLC0415
 
     loaded = load_config(config)
+    check_data_dir(loaded.node.data_dir)
     from cxrnode.doctor import diagnose  # noqa: PLC0415
     from cxrnode.doctor_destination import Level  # noqa: PLC0415
 
     for name in ("pynetdicom", "pydicom", "cxrnode"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the checks say it, and how to mend it
     counts = dict.fromkeys(Level, 0)
-    for check in diagnose(loaded, store=store):
+    for check in diagnose(loaded, file=config, store=store):
         counts[check.level] += 1
         typer.echo(f"{check.level:<5}{check.name}: {check.found}")
         if check.mend:

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cxrnode.words import counted
 from engines.base import Engine, EngineError, EngineKind, EngineOutput
 from engines.bundle import Bundle, load_bundle
 from engines.compile import PrecisionName, choose_precision, compile_bundle, describe
@@ -107,7 +108,7 @@ def list_plans(bundle: BundleName = "default") -> None:
         except EngineError as e:
             why = str(e)
         typer.echo(f"     -> {why}" if why else "     fits")
-    typer.echo(f"{len(sidecars)} engine files in {folder}")
+    typer.echo(f"{counted(len(sidecars), 'engine file')} in {folder}")
     typer.echo(f"this machine: {describe(found.machine) if found.machine else found.missing}")
 
 

@@ -9,11 +9,13 @@ import typer
 
 from cxrnode import __version__
 from cxrnode.cli import audit, config, doctor, engine, models, queue, run_batch, serve
+from cxrnode.cli.output import Group, prepare
 from cxrnode.errors import CxrnodeError, StorageFullError
 from engines.base import EngineError
 
 app = typer.Typer(
     name="cxrnode",
+    cls=Group,
     help="Batch inference on chest radiographs for PACS/DICOM workflows. Research use only, not for diagnosis.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,6 +49,7 @@ def _options(
 
 def main() -> None:
     """Run the command; an error of ours is one line that says how to mend it, never a traceback."""
+    prepare()
     try:
         app()
     except (CxrnodeError, EngineError) as e:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from cxrnode.dicom.identity import RESEARCH_USE
+from cxrnode.words import counted
 from engines.bundle import CARD, DEFAULT_BUNDLE, load_bundle, shipped_bundles
 from engines.load import make_engine
 
@@ -50,7 +51,7 @@ def show(name: Name) -> None:
 def verify(name: Name) -> None:
     """Check every file's sha256, then run the golden inputs through the engine and compare within tolerance."""
     bundle = load_bundle(name)
-    typer.echo(f"{bundle.name} {bundle.manifest.version}: sha256 of {len(bundle.manifest.files)} files: ok")
+    typer.echo(f"{bundle.name} {bundle.manifest.version}: sha256 of {counted(len(bundle.manifest.files), 'file')}: ok")
     engine = make_engine("auto", bundle)
     engine.activate()  # runs the golden check; raises with the numbers where it fails
     typer.echo(f"golden inputs through {engine.name}: ok (tolerance {bundle.manifest.tolerance['fp32']})")

@@ -8,7 +8,6 @@ import time
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -18,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cxrnode.words import counted
+
 _LINE_EVERY_S = 5.0
 
 
@@ -25,6 +26,9 @@ class Silent:
     """--quiet."""
 
     def phase(self, name: str, total: int | None) -> None:
+        pass
+
+    def total(self, n: int) -> None:
         pass
 
     def advance(self, n: int) -> None:
@@ -46,6 +50,9 @@ class Lines:
         self._name, self._total, self._done = name, total, 0
         self._started = self._said = time.monotonic()
 
+    def total(self, n: int) -> None:
+        self._total = n
+
     def advance(self, n: int) -> None:
         self._done += n
         if time.monotonic() - self._said >= _LINE_EVERY_S:
@@ -59,12 +66,22 @@ class Lines:
     def _say(self) -> None:
         self._said = time.monotonic()
         rate = self._done / max(self._said - self._started, 1e-3)
-        of = f" of {self._total}" if self._total is not None else ""
+        files = (
+            counted(self._done, "file") if self._total is None else f"{self._done} of {counted(self._total, 'file')}"
+        )
         left = ""
         if self._total and rate and self._done < self._total:
             left = f", {(self._total - self._done) / rate:.0f} s left"
-        sys.stderr.write(f"{self._name}: {self._done}{of} files, {rate:.1f}/s{left}\n")
+        sys.stderr.write(f"{self._name}: {files}, {rate:.1f}/s{left}\n")
         sys.stderr.flush()
+
+
+class _Files(ProgressColumn):
+    """How many so far; of how many, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        done = int(task.completed)
+        return Text(counted(done, "file") if task.total is None else f"{done}/{int(task.total)}")
 
 
 class _Rate(ProgressColumn):
@@ -79,7 +96,7 @@ class Bar:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Files(),
             _Rate(),
             TimeRemainingColumn(),
         )
@@ -91,6 +108,10 @@ class Bar:
         if self._task is not None:  # a phase of unknown length is over now
             self._progress.update(self._task, total=self._progress.tasks[self._task].completed)
         self._task = self._progress.add_task(name, total=total)
+
+    def total(self, n: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=n)
 
     def advance(self, n: int) -> None:
         if self._task is not None:

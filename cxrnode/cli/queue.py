@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from cxrnode.cli.output import flow, indented, shown, width
 from cxrnode.types import JobState
+from cxrnode.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -21,47 +24,81 @@ app = typer.Typer(help="The node's queue: what waits, what came of it.", no_args
 
 ConfigPath = Annotated[Path, typer.Option("--config", metavar="FILE", help="The node's configuration.")]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="As `queue list` shows them.")]
-_WIDE = 180
+_INDENT = 9
+_CUT_OFF = "the analysis was cut off before its end; the log of that time says why"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    SENT = "sent"
+    COMMITTED = "committed"
+    REFUSED = "refused"
 
 
 @app.command("list")
 def list_jobs(
     config: ConfigPath,
     state: Annotated[list[JobState] | None, typer.Option(help="Only these; may be given more than once.")] = None,
+    study: Annotated[str | None, typer.Option(metavar="UID", help="Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(metavar="ID", help="Patient ID.")] = None,
+    destination: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With results for this [[destination]].")
+    ] = None,
+    delivery: Annotated[
+        list[DeliveryState] | None, typer.Option(help="With results in this state, there or anywhere.")
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
 ) -> None:
-    """List the newest images, newest first, and how many are in each state."""
+    """List the newest images, newest first, and how many are in each state.
+
+    Exit codes: 0, whether there were any or not; 2 this cannot be asked.
+    """
+    from cxrnode.config import load_config  # noqa: PLC0415
+    from cxrnode.errors import CxrnodeError  # noqa: PLC0415
     from cxrnode.serve import open_database  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
-    with open_database(config) as database, database.begin(shared=True) as c:
-        rows = overview.jobs(c, states=[s.value for s in state or ()], limit=limit)
-        totals = overview.totals(c)
-    table = Table("id", "state", "lane", "attempts", "outcome", "why", "received", "from", "SOP Instance UID")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in _cells(row)))
-    console = Console() if Console().is_terminal else Console(width=_WIDE)
-    console.print(table)
+    loaded = load_config(config)
+    wanted = overview.Wanted(
+        states=[s.value for s in state or ()], study=study, patient=patient, destination=destination,
+        deliveries=[d.value for d in delivery or ()],
+    )  # fmt: skip
+    names = [d.name for d in loaded.destination]
+    with open_database(loaded, read_only=True) as database, database.begin(shared=True) as c:
+        rows = overview.jobs(c, wanted, limit=limit)
+        totals = overview.totals(c) if output_format is Format.TABLE else {}
+    if destination is not None and destination not in names and not rows:
+        raise CxrnodeError(f"there is no destination {destination}: the configuration has {', '.join(names) or 'none'}")
+    {Format.TABLE: _print_table, Format.JSON: _print_json, Format.CSV: _print_csv}[output_format](rows)
     for key, n in sorted(totals.items()):
-        console.print(f"{n:>8} {' '.join(key)}", highlight=False)
+        typer.echo(f"{n:>8} {' '.join(key)}")
+    if len(rows) == limit:
+        typer.echo(f"these are the newest {limit} that fit; --limit N shows more", err=True)
 
 
 @app.command()
 def show(config: ConfigPath, job_id: Annotated[int, typer.Argument(metavar="ID")]) -> None:
-    """Show one image: what came of it, and where its results are."""
+    """Show one image: what came of it, when it is tried next, and where its results are."""
     from cxrnode.serve import open_database  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
-    with open_database(config) as database, database.begin(shared=True) as c:
+    with open_database(config, read_only=True) as database, database.begin(shared=True) as c:
         row = overview.job_row(c, job_id)
         deliveries = overview.deliveries_of(c, row) if row else []
     if row is None:
         raise typer.BadParameter(f"there is no image {job_id} in the queue: see cxrnode queue list")
-    for key, value in row.items():
-        typer.echo(f"{key}: {'' if value is None else value}")
+    for key, value in _words_of(row).items():
+        if value not in (None, ""):
+            typer.echo(f"{key}: {shown(str(value))}")
     for d in deliveries:
-        where = f"{d['destination']}: {d['state']} {d['status']}" if d["destination"] else "not sent yet"
-        typer.echo(f"{d['kind']} {d['sop_instance_uid']}: {where}")
+        typer.echo(f"{d['kind']} {d['sop_instance_uid']}: {shown(_delivered(d))}")
 
 
 @app.command()
@@ -95,7 +132,7 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
             changed = len(studies)
         else:
             changed = queue.bury(c, job_ids)
-    typer.echo(f"{what}: {changed} of {wanted} images")
+    typer.echo(f"{what}: {changed} of {counted(wanted, 'image')}")
     for job_id in gone:
         typer.echo(f"{job_id}: its file was deleted (retention); have it sent again", err=True)
     if changed < wanted:
@@ -112,12 +149,77 @@ def _deleted(c: Connection, root: Path, job_ids: list[int]) -> list[int]:
     return [row["id"] for row in rows if row["received_at"] and not (root / row["path"]).is_file()]
 
 
-def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"] or ""
-    at = row["received_at"]
-    received = datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds") if at else ""
-    lane = "STAT" if row["priority"] == 0 else "routine"
-    return (
-        row["id"], row["state"], lane, row["attempts"], row["outcome"] or "", why, received,
-        row["calling_aet"] or "", row["sop_instance_uid"] or row["path"],
+def _words_of(row: dict[str, Any]) -> dict[str, Any]:
+    """One image, as a person or a script reads it: times in this machine's zone, the priority as a word."""
+    waits = row["state"] == "received"
+    return {
+        "id": row["id"],
+        "state": row["state"],
+        "priority": "STAT" if row["priority"] == 0 else "routine",
+        "attempts": row["attempts"],
+        "next_try": _next_try(row["not_before"]) if waits else None,
+        "last_error": row["last_error"] or (_CUT_OFF if waits and row["attempts"] else None),
+        "outcome": row["outcome"],
+        "reason": row["reason"],
+        "detail": row["detail"],
+        "received_at": _time(row["received_at"]),
+        "calling_aet": row["calling_aet"],
+        "host": row["host"],
+        "study_instance_uid": row["study_instance_uid"],
+        "sop_instance_uid": row["sop_instance_uid"],
+        "path": row["path"],
+    }
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    typer.echo(json.dumps([_words_of(row) for row in rows], indent=1))
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    from cxrnode.spreadsheet import write_csv  # noqa: PLC0415
+
+    columns = (
+        "id", "state", "priority", "attempts", "next_try", "last_error", "outcome", "reason", "detail", "received_at",
+        "calling_aet", "host", "study_instance_uid", "sop_instance_uid", "path",
     )  # fmt: skip
+    write_csv(sys.stdout, columns, map(_words_of, rows))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        typer.echo(f"{'id':>7}  {'state':<8}  {'priority':<8}  {'received':<16}  outcome")
+    for row in rows:
+        for line in _lines_of(row, width()):
+            typer.echo(line)
+
+
+def _lines_of(row: dict[str, Any], columns: int) -> Iterator[str]:
+    said = _words_of(row)
+    received = (said["received_at"] or "")[:16].replace("T", " ")
+    first = f"{said['id']:>7}  {said['state']:<8}  {said['priority']:<8}  {received:<16}"
+    sender = f"from {row['calling_aet']}" if row["calling_aet"] else ""
+    fields = (first, row["outcome"] or "", sender, row["sop_instance_uid"] or row["path"])
+    yield from flow(map(shown, fields), columns=columns, indent=_INDENT)
+    why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
+    if row["state"] == "received" and row["attempts"]:
+        why = f"{counted(row['attempts'], 'attempt')}, next {said['next_try']}: {said['last_error']}"
+    if why:
+        yield from indented(shown(why), columns=columns, indent=_INDENT)
+
+
+def _delivered(d: dict[str, Any]) -> str:
+    if not d["destination"]:
+        return "not sent yet"
+    said = f"{d['destination']}: {d['state']} {d['status']}".rstrip()
+    if d["state"] != "pending":
+        return said
+    return f"{said}, {counted(d['attempts'], 'attempt')}, next {_next_try(d['not_before'])}"
+
+
+def _next_try(not_before: float) -> str | None:
+    return "now" if not_before <= time.time() else _time(not_before)
+
+
+def _time(seconds: float | None) -> str | None:
+    """ISO 8601, in this machine's time zone."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds") if seconds else None

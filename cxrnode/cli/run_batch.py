@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.cells import cell_len
 
+from cxrnode.cli.output import indented, padded, shown, width
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE, is_ae_title
 from cxrnode.pool import default_workers, start_server
 from cxrnode.types import Destination
+from cxrnode.words import counted
 from engines.base import EngineKind
 
 if TYPE_CHECKING:
     from cxrnode.batch import BatchRun
 
 _MAX_TABLE_ROWS = 50
+_MAX_REASONS = 5  # why results were not delivered
 _INTERRUPTED = 130
-_WIDE = 160  # columns of the table where no terminal says how wide it is
+_OUTCOME, _P = len("not_analysed"), len("0.000")  # columns
+_PATH = 32  # columns for the file's name; with less there are fewer others
 
 
 class Format(StrEnum):
@@ -76,6 +80,7 @@ def run_batch(
         archives=tuple(archives), out=out, bundle=bundle, engine=engine.value, batch_size=batch_size,
         workers=workers or default_workers(), restart=restart, send=send,
     )  # fmt: skip
+    logging.getLogger("cxrnode.deliver").setLevel(logging.ERROR)  # what was not delivered is told once, at the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = make_progress(quiet=quiet)
     with open_batch(options, progress) as run:
@@ -88,17 +93,35 @@ def run_batch(
         finally:
             progress.close()
         _print(run, summary, output_format, quiet=quiet)
-        with run.database.begin() as c:
-            failed = False
-            for path, why in run.results.failures(c):
-                failed = True
-                sys.stderr.write(f"failed: {path}: {why}\n")
+        failed = _tell_failures(run)
     raise typer.Exit(1 if failed else 0)
 
 
-def _print(run: BatchRun, summary: dict[str, Any], output_format: Format, *, quiet: bool) -> None:
+def _tell_failures(run: BatchRun) -> bool:
+    """Whether there are any. What was not delivered is told by its reason: a PACS that is down has one for all."""
+    for what in run.missing:
+        sys.stderr.write(f"INCOMPLETE: {what}: this is a fault of cxrnode, please report it. Run it again\n")
+    for warning in run.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    failed = bool(run.missing)
     with run.database.begin() as c:
-        rows = run.results.rows(c)
+        for path, why in run.results.failures(c):
+            failed = True
+            sys.stderr.write(f"failed: {path}: {why}\n")
+        undelivered = run.results.undelivered(c)
+    if undelivered:
+        n = counted(sum(n for _, n in undelivered), "result")
+        why = "; ".join(f"{n} times {why}" if len(undelivered) > 1 else why for why, n in undelivered[:_MAX_REASONS])
+        more = ", ..." if len(undelivered) > _MAX_REASONS else ""
+        sys.stderr.write(
+            f"failed: {n} not delivered to {run.options.send}: {why}{more}. Once that is mended, run the same command "
+            f"again: it sends what is missing; until then all is in {run.options.out / 'dicom'}\n"
+        )
+    return failed or bool(undelivered)
+
+
+def _print(run: BatchRun, summary: dict[str, Any], output_format: Format, *, quiet: bool) -> None:
+    with run.database.begin() as c, closing(run.results.rows(c)) as rows:
         if output_format is Format.CSV:
             run.results.print_csv(rows, sys.stdout)
         elif output_format is Format.JSON:
@@ -116,19 +139,35 @@ def _print_json(rows: Iterator[dict[str, Any]], summary: dict[str, Any]) -> None
 
 
 def _print_table(rows: Iterator[dict[str, Any]], run: BatchRun, summary: dict[str, Any]) -> None:
-    labels = [label.name for label in run.bundle.labels]
-    table = Table(Column("file", overflow="fold"))
-    for name in ("outcome", "class", *(f"p {label}" for label in labels)):
-        table.add_column(name, no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    for row in islice(rows, _MAX_TABLE_ROWS):
-        p = [f"{float(row[f'p_{label}']):.3f}" if row.get(f"p_{label}") else "" for label in labels]
-        why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
-        table.add_row(*(escape(cell) for cell in (row["path"], row["outcome"], row["class"], *p, why)))
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
-    console.print(table)
+    for line in _table(list(islice(rows, _MAX_TABLE_ROWS)), [label.name for label in run.bundle.labels], width()):
+        typer.echo(line)
     outcomes = summary["outcomes"]
     if (hidden := sum(outcomes.values()) - _MAX_TABLE_ROWS) > 0:
-        console.print(f"... and {hidden} more files, all in {run.results.csv_path}", highlight=False)
-    console.print(", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items()), highlight=False)
-    console.print(f"Results: {run.options.out}. {RESEARCH_USE}", highlight=False)
+        typer.echo(f"... and {counted(hidden, 'more file')}, all in {run.results.csv_path}")
+    typer.echo(", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items()))
+    typer.echo(f"Results: {run.options.out}. {RESEARCH_USE}")
+
+
+def _table(rows: list[dict[str, Any]], labels: list[str], columns: int) -> Iterator[str]:
+    """A line a file, and one more for the reason. Where all probabilities leave no room for the file's name, that of
+    the class stands there alone."""
+    named = [("outcome", _OUTCOME), ("class", max(map(len, ("class", *labels))))]
+    every = [*named, *((f"p {label}", max(len(label) + 2, _P)) for label in labels)]
+    alone = [*named, ("p", _P)]
+    shape = every if columns - _room(every) >= _PATH else alone
+    longest = max((cell_len(shown(row["path"])) for row in rows), default=0)
+    path = max(min(columns - _room(shape), longest), _PATH // 2)
+    yield "  ".join([padded("file", path), *(padded(*cell) for cell in shape)]).rstrip()
+    for row in rows:
+        p = [row.get(f"p_{label}") for label in labels] if shape is every else [row.get(f"p_{row['class']}")]
+        values = [row["outcome"], row["class"], *(f"{float(value):.3f}" if value else "" for value in p)]
+        cells = (padded(value, wide) for value, (_, wide) in zip(values, shape, strict=True))
+        yield "  ".join([padded(shown(row["path"]), path), *cells]).rstrip()
+        if row["reason"]:
+            why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
+            yield from indented(shown(why), columns=columns, indent=4)
+
+
+def _room(shape: list[tuple[str, int]]) -> int:
+    """What the columns beside the file's name take."""
+    return sum(2 + wide for _, wide in shape)

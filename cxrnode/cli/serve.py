@@ -12,7 +12,7 @@ import typer
 
 from cxrnode.errors import CxrnodeError
 from cxrnode.logs import configure
-from cxrnode.supervisor import Supervisor, stop_on_signals
+from cxrnode.supervisor import Supervisor, end_with_supervisor, hangups_wait, stop_on_signals
 from engines.base import EngineError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def serve(
 ) -> None:
     """Receive studies, analyse them in batches, send the results back. SIGTERM drains; a second signal ends at once.
 
-    Exit codes: 0 stopped by a signal; 2 the configuration is wrong.
+    SIGHUP reads certificates and the log level anew. Exit codes: 0 stopped by a signal; 1 the database is away or the
+    disk full; 2 the configuration is wrong, a port is taken, or another node works on the data folder.
     """
     from cxrnode.config import load_config  # noqa: PLC0415
 
@@ -43,22 +44,26 @@ def serve(
     alone = only[0].value if only and len(only) == 1 else None
     configure(form=loaded.log.format, level=loaded.log.level, stage=alone or "node")
     try:
-        _run(loaded, config, [s.value for s in only or Stage], alone)
+        with hangups_wait():
+            code = _run(loaded, config, [s.value for s in only or Stage], alone)
     except (CxrnodeError, EngineError) as e:
         if loaded.log.format == "text":
             raise  # to `main`, which says it
         log.critical("%s", e)
         raise typer.Exit(getattr(e, "exit_code", 2)) from None
+    raise typer.Exit(code)
 
 
-def _run(loaded: Config, config: Path, stages: list[str], alone: str | None) -> None:
+def _run(loaded: Config, config: Path, stages: list[str], alone: str | None) -> int:
     if alone:
-        from cxrnode.serve import run_stage  # noqa: PLC0415
-
         stopping = threading.Event()
         stop_on_signals(stopping)
-        run_stage(loaded, alone, stopping)
-        return
-    from cxrnode.serve import run_node  # noqa: PLC0415
+        end_with_supervisor(stopping)
+        from cxrnode.serve import run_stage  # noqa: PLC0415 (takes seconds, in which the supervisor may die)
 
-    run_node(loaded, Supervisor(config=config, stages=stages))
+        run_stage(loaded, alone, stopping, file=config)
+        return 0
+    from cxrnode.serve import reload_log_level, run_node  # noqa: PLC0415
+
+    supervisor = Supervisor(config=config, stages=stages, on_hangup=lambda: reload_log_level(config))
+    return run_node(loaded, supervisor)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from cxrnode import metrics
 from cxrnode.dicom.dimse import (
+    C_STORE_RQ,
     COMMAND_BYTES_MAX,
     P_DATA_TF,
     Command,
@@ -24,15 +26,17 @@ from cxrnode.dicom.negotiation import (
     ASSOCIATE_RQ,
     MAX_PDU_BYTES,
     NO_REASON,
+    VERIFICATION,
     Context,
     Offer,
     Refusal,
     Request,
     accept,
+    declined,
     parse_request,
 )
 from cxrnode.dicom.sockets import INVALID_PARAMETER, UNEXPECTED_PDU, Malformed, PeerGone, Wire, pdu
-from cxrnode.dicom.status import UNABLE_TO_PROCESS
+from cxrnode.dicom.status import OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxrnode.types import Peer
 
 _RELEASE_RQ, _RELEASE_RP, _ABORT = 0x05, 0x06, 0x07
@@ -114,7 +118,13 @@ class Acceptor:
             return self._refuse(self._peer, verdict)
         self._contexts, answer = accept(request, verdict.contexts)
         if not self._contexts:
-            return self._refuse(self._peer, NO_REASON)
+            return self._refuse(self._peer, replace(NO_REASON, detail=declined(request, self._contexts)))
+        if {cx.abstract_syntax for cx in self._contexts.values()} == {VERIFICATION} != request.abstract_syntaxes:
+            log.warning(
+                "%s: %r may do no more than C-ECHO here: %s", self._host, request.calling_aet,
+                verdict.detail or f"not offered to it: {declined(request, self._contexts)}",
+                extra={"host": self._host, "calling_aet": request.calling_aet},
+            )  # fmt: skip
         self._policy.answered(self._peer, None)
         self._max_length = request.max_length
         self._wire.set_timeout(verdict.idle_timeout_s)
@@ -131,7 +141,8 @@ class Acceptor:
         who = f" of {peer.calling_aet!r} to {peer.called_aet!r}" if peer.calling_aet or peer.called_aet else ""
         self._policy.answered(peer, refusal)
         told = {"host": self._host, "reason": refusal.text}
-        log.warning("%s: association%s rejected: %s", self._host, who, refusal.text, extra=told)
+        why = f"{refusal.text} ({refusal.detail})" if refusal.detail else refusal.text
+        log.warning("%s: association%s rejected: %s", self._host, who, why, extra=told)
         metrics.association_rejected(refusal.text)
         self._wire.send(refusal.encode())
         self._wire.linger()
@@ -179,21 +190,21 @@ class Acceptor:
 
     def _finish(self, context_id: int, command: Command, operation: Operation) -> None:
         try:
-            status = self._carry_out(operation)
+            status = self._carry_out(command, operation)
         finally:
             operation.discard()
         if command.expects_response:
             self._wire.send(encode_response(command, status, context_id, self._max_length))
         self._current = None
 
-    def _carry_out(self, operation: Operation) -> int:
+    def _carry_out(self, command: Command, operation: Operation) -> int:
         try:
             return operation.finish()
         except Exception as error:  # noqa: BLE001 (the edge of the association's loop)
             where = traceback.extract_tb(error.__traceback__)[-1]  # and not the message: it may quote a value
             said = f"{type(error).__name__} at {where.filename}:{where.lineno}"
             log.error("%s: request failed: %s", self._host, said)  # noqa: TRY400 (for the same reason)
-            return UNABLE_TO_PROCESS
+            return OUT_OF_RESOURCES if command.field == C_STORE_RQ else PROCESSING_FAILURE  # both: try again
 
     def _abort(self, source: int, reason: int) -> None:
         try:

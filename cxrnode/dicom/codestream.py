@@ -10,6 +10,7 @@ from pydicom import uid as uids
 
 _JP2 = b"\x00\x00\x00\x0cjP  "
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment (ITU-T T.81 table B.1)
+_DCT = (0xC0, 0xC1, 0xC2)
 _SOF = {
     0xC0: uids.JPEGBaseline8Bit,
     0xC1: uids.JPEGExtended12Bit,
@@ -29,8 +30,11 @@ class Codestream:
     components: int
     precision: int  # bits a sample
     signed: bool = False  # JPEG 2000 only, like `levels`
+    tiles: int = 1  # JPEG 2000 only
     levels: int = 0  # of the wavelet: so often can both sides be halved while decoding
     complete: bool = True  # ends with its end marker
+    lossy: bool = False
+    transformed: bool | None = None  # JPEG only: whether an Adobe segment says that RGB was made YCbCr; None: none does
 
 
 def describe(data: bytes) -> Codestream | None:
@@ -53,8 +57,8 @@ def _complete(data: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> Codestream | None:
-    """ITU-T T.81 section B.2 (and T.87 for JPEG-LS): walk the segments to the frame header."""
-    at = 2
+    """ITU-T T.81 section B.2 (and T.87 for JPEG-LS): walk the segments to the first scan."""
+    at, found, transformed = 2, None, None
     while data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF or marker in _STANDALONE:
@@ -62,29 +66,42 @@ def _jpeg(data: bytes) -> Codestream | None:
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker in _SOF:
-            precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 4)
+            found = marker, *struct.unpack_from(">BHHB", data, at + 4)
+        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and length >= 14:
+            transformed = data[at + 15] != 0
+        elif marker == 0xDA and found is not None:
+            sof, precision, rows, columns, components = found
+            near = data[at + 5 + 2 * data[at + 4]] if sof == 0xF7 else 0  # T.87 section C.2.3
             return Codestream(
-                syntax=_SOF[marker], rows=rows, columns=columns, components=components, precision=precision,
-                complete=_complete(data),
+                syntax=_SOF[sof], rows=rows, columns=columns, components=components, precision=precision,
+                complete=_complete(data), lossy=sof in _DCT or near > 0, transformed=transformed,
             )  # fmt: skip
         at += 2 + length
     return None
 
 
 def _jpeg2000(data: bytes, at: int) -> Codestream:
-    """ITU-T T.800 sections A.5.1 and A.6.1: SIZ stands first, COD before the first tile."""
+    """ITU-T T.800 sections A.5.1 and A.6.1: SIZ stands first, COD before the first tile. Of HTJ2K, bit 14 of Rsiz is
+    set (ITU-T T.814 section A.2)."""
+    (capabilities,) = struct.unpack_from(">H", data, at + 6)
+    levels, reversible = _wavelet(data, at + 2)
     right, bottom, left, top = struct.unpack_from(">LLLL", data, at + 8)
+    width, height = struct.unpack_from(">LL", data, at + 24)  # of a tile
     components, depth = struct.unpack_from(">HB", data, at + 40)
     return Codestream(
-        syntax=uids.JPEG2000, rows=bottom - top, columns=right - left, components=components,
+        syntax=uids.HTJ2K if capabilities & 0x4000 else uids.JPEG2000,
+        rows=bottom - top, columns=right - left, components=components,
         precision=(depth & 0x7F) + 1, signed=bool(depth & 0x80), complete=_complete(data),
-        levels=_levels(data, at + 2) if left == top == 0 else 0,  # an offset moves the halved grid
+        tiles=-(-right // max(width, 1)) * -(-bottom // max(height, 1)),
+        levels=levels if left == top == 0 else 0,  # an offset moves the halved grid
+        lossy=not reversible,
     )  # fmt: skip
 
 
-def _levels(data: bytes, at: int) -> int:
+def _wavelet(data: bytes, at: int) -> tuple[int, bool]:
+    """(decomposition levels, whether it is the reversible one)"""
     while data[at] == 0xFF and data[at + 1] != 0x90:  # SOT: a tile begins
         if data[at + 1] == 0x52:  # COD
-            return data[at + 9]
+            return data[at + 9], data[at + 13] == 1
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+    return 0, True

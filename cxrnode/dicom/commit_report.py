@@ -16,7 +16,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from cxrnode.dicom.commitment import references
-from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, SendError, TidyAE
+from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, NoAssociationError, SendError, TidyAE
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination, Reference
 
@@ -38,15 +38,15 @@ def report_commitment(
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.add_requested_context(StorageCommitmentPushModel)
     role = build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)
-    assoc = ae.associate(
-        peer.host,
-        peer.port,
-        ae_title=peer.ae_title,
-        ext_neg=[role],
-        tls_args=(peer.tls, peer.host) if peer.tls else None,
-    )
+    try:
+        assoc = ae.associate(
+            peer.host, peer.port, ae_title=peer.ae_title, ext_neg=[role],
+            tls_args=(peer.tls, peer.host) if peer.tls else None,
+        )  # fmt: skip
+    except OSError as e:  # the host has no address
+        raise NoAssociationError(f"no connection: {e.strerror}") from e
     if not assoc.is_established:
-        raise SendError("association rejected" if assoc.is_rejected else "no connection")
+        raise NoAssociationError("association rejected" if assoc.is_rejected else "no connection")
     try:
         answer, _ = assoc.send_n_event_report(
             _information(transaction_uid, kept, missing), _SOME_MISSING if missing else _ALL_KEPT,

@@ -8,17 +8,21 @@ from io import BytesIO
 
 from pydicom import Dataset
 from pydicom import uid as uids
-from pydicom.filereader import read_dataset
 
+from cxrnode.dicom import budget
 from cxrnode.dicom.dimse import N_ACTION_RQ, Command
+from cxrnode.dicom.flat import FlatReader, Stream
+from cxrnode.dicom.needed import tags
 from cxrnode.dicom.negotiation import Context
-from cxrnode.dicom.read import DAMAGE, settle, tolerant
+from cxrnode.dicom.read import settle
 from cxrnode.dicom.status import INVALID_ARGUMENT, INVALID_SOP_INSTANCE, NO_SUCH_ACTION, NO_SUCH_EVENT_TYPE
 from cxrnode.dicom.uids import is_valid_uid
+from cxrnode.dicom.verbatim import DAMAGE
+from cxrnode.errors import Rejected
 from cxrnode.types import Peer, Reference
 
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
-_DATA_SET_MAX = 1 << 24  # bytes: a hundred thousand references
+_WANTED = tags("TransactionUID", "ReferencedSOPSequence", "FailedSOPSequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class CommitmentOperation:
         self._raw = bytearray()
 
     def write(self, fragment: memoryview) -> None:
-        if len(self._raw) <= _DATA_SET_MAX:
+        if len(self._raw) <= budget.COMMITMENT.kept_bytes:  # one byte more says that there is too much
             self._raw += fragment
 
     def finish(self) -> int:
@@ -66,7 +70,7 @@ class CommitmentOperation:
             return NO_SUCH_ACTION if action else NO_SUCH_EVENT_TYPE
         try:
             asked = self._request() if action else self._report()
-        except DAMAGE:  # no data set, or one that does not hold what it must
+        except (*DAMAGE, Rejected):  # no data set, or one that does not hold what it must
             return INVALID_ARGUMENT
         return self._requested(asked) if isinstance(asked, CommitmentRequest) else self._reported(asked)
 
@@ -91,14 +95,13 @@ class CommitmentOperation:
         )  # fmt: skip
 
     def _parse(self) -> Dataset:
-        if len(self._raw) > _DATA_SET_MAX:
+        if len(self._raw) > budget.COMMITMENT.kept_bytes:
             raise ValueError("too large")
-        with tolerant():
-            ds = read_dataset(
-                BytesIO(bytes(self._raw)), is_implicit_VR=self._syntax == uids.ImplicitVRLittleEndian,
-                is_little_endian=True,
-            )  # fmt: skip
-            settle(ds)
+        stream = Stream(BytesIO(self._raw))
+        implicit = self._syntax == uids.ImplicitVRLittleEndian
+        reader = FlatReader(stream, implicit=implicit, little=True, most=budget.COMMITMENT)
+        ds, _ = reader.header(_WANTED, stop=0xFFFEE000)
+        settle(ds)
         return ds
 
 

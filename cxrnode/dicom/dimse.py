@@ -82,15 +82,22 @@ def decode_command(raw: bytes) -> Command:
 
 
 def encode_response(command: Command, status: int, context_id: int, max_length: int) -> bytes:
-    """The P-DATA-TF PDUs of the response to `command`, none longer than the peer's `max_length` (0: any)."""
+    """The P-DATA-TF PDUs of the response to `command`, none longer than the peer's `max_length` (0: any).
+
+    Every fragment is of even length (PS3.8 section E.1), whatever the peer announces.
+    """
     raw = _response(command, status)
-    size = max(max_length - _PDV_HEAD.size, 1) if max_length else len(raw)
+    size = max(even(max_length - _PDV_HEAD.size), 2) if max_length else len(raw)
     out = b""
     for at in range(0, len(raw), size):
         part = raw[at : at + size]
         control = 0b11 if at + size >= len(raw) else 0b01
         out += pdu(P_DATA_TF, _PDV_HEAD.pack(len(part) + 2, context_id, control) + part)
     return out
+
+
+def even(length: int) -> int:
+    return length - length % 2
 
 
 def _response(command: Command, status: int) -> bytes:

@@ -8,16 +8,23 @@ from collections.abc import Iterator
 from pydicom import Dataset
 from pydicom import uid as uids
 
+from cxrnode.dicom import budget
 from cxrnode.errors import Rejected
 from cxrnode.types import Reason
 
 _ITEM = 0xE000FFFE  # the tag (FFFE,E000) as one little-endian word
 _DELIMITER = 0xE0DDFFFE
-_ENCAPSULATED = frozenset(str(uid) for uid in uids.AllTransferSyntaxes if uid.is_encapsulated)
+# native frames in fragments (PS3.5 section A.4), which pydicom 3.0 does not know as transfer syntaxes
+ENCAPSULATED_UNCOMPRESSED = uids.UID("1.2.840.10008.1.2.1.98")
+DEFLATED_FRAME = uids.UID("1.2.840.10008.1.2.8.1")
+_ENCAPSULATED = frozenset(
+    {ENCAPSULATED_UNCOMPRESSED, DEFLATED_FRAME, *(uid for uid in uids.AllTransferSyntaxes if uid.is_encapsulated)}
+)
 
 
 def walk(value: bytes) -> int:
-    """The offset of the sequence delimitation item. Raises Rejected(TRUNCATED), or UNDECODABLE at a foreign tag."""
+    """The offset of the sequence delimitation item. Raises Rejected: TRUNCATED, UNDECODABLE
+    at a foreign tag, TOO_LARGE."""
     for _start, end in _items(value):
         at = end
     return at
@@ -40,8 +47,11 @@ def fragments(value: bytes) -> Iterator[memoryview]:
 
 
 def _items(value: bytes, *, delimited: bool = True) -> Iterator[tuple[int, int]]:
-    at, size = 0, len(value)
+    at, size, left = 0, len(value), budget.HEADER.elements
     while delimited or at + 8 <= size:
+        left -= 1
+        if left < 0:
+            raise Rejected(Reason.TOO_LARGE, "too many fragments of pixel data")
         if at + 8 > size:
             raise Rejected(Reason.TRUNCATED, "the encapsulated pixel data have no end")
         tag, length = struct.unpack_from("<LL", value, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 import cxrnode
+from cxrnode.dicom.fragments import DEFLATED_FRAME, ENCAPSULATED_UNCOMPRESSED
 from cxrnode.dicom.sockets import pdu
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID
 
@@ -38,9 +40,10 @@ STORAGE = frozenset(
 # nobody compresses for us; what loses something last.
 TRANSFER_SYNTAXES = (
     uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian,
-    uids.JPEGLosslessSV1, uids.JPEGLossless, uids.JPEGLSLossless, uids.JPEG2000Lossless, uids.RLELossless,
+    uids.JPEGLosslessSV1, uids.JPEGLossless, uids.JPEGLSLossless, uids.JPEG2000Lossless,
+    uids.HTJ2KLossless, uids.HTJ2KLosslessRPCL, uids.RLELossless, ENCAPSULATED_UNCOMPRESSED, DEFLATED_FRAME,
     uids.DeflatedExplicitVRLittleEndian, uids.ExplicitVRBigEndian,
-    uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000,
+    uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
 )  # fmt: skip
 _UNCOMPRESSED = TRANSFER_SYNTAXES[:2]
 
@@ -66,20 +69,22 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What one peer may have."""
+    """What one peer may have; `detail`: why it is no more, for the log."""
 
     contexts: list[PresentationContext]
     idle_timeout_s: float
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4)."""
+    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4). `detail`: for the log alone."""
 
     result: int
     source: int
     reason: int
     text: str
+    detail: str = ""
 
     def encode(self) -> bytes:
         return pdu(ASSOCIATE_RJ, bytes((0, self.result, self.source, self.reason)))
@@ -91,6 +96,9 @@ CALLING_NOT_RECOGNISED = Refusal(1, 1, 3, "calling AE title not recognised")
 CALLED_NOT_RECOGNISED = Refusal(1, 1, 7, "called AE title not recognised")
 VERSION_NOT_SUPPORTED = Refusal(1, 2, 2, "protocol version not supported")
 LIMIT_EXCEEDED = Refusal(2, 3, 2, "too many associations")
+
+
+_MOST_NAMED = 4  # of what a peer asks for, in the log
 
 
 def parse_request(content: bytes) -> Request | Refusal:
@@ -142,6 +150,25 @@ def accept(request: Request, offered: list[PresentationContext]) -> tuple[dict[i
         if cx.result == 0x00
     }
     return accepted, A_ASSOCIATE_AC(answer).encode()
+
+
+def declined(request: Request, accepted: Mapping[int, Context]) -> str:
+    """What it asks for and does not get: SOP classes with their transfer syntaxes, the first few by name."""
+    asked: dict[str, list[str]] = {}
+    for context in request.primitive.presentation_context_definition_list:
+        if int(context.context_id or 0) not in accepted:
+            asked.setdefault(str(context.abstract_syntax), []).extend(map(str, context.transfer_syntax))
+    classes = [f"{_name(sop_class)} in {_few(list(dict.fromkeys(map(_name, s))))}" for sop_class, s in asked.items()]
+    return _few(classes, between="; ")
+
+
+def _name(uid: str) -> str:
+    return uids.UID(uid[:64]).name
+
+
+def _few(names: list[str], between: str = ", ") -> str:
+    more = len(names) - _MOST_NAMED
+    return between.join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _items(primitive: A_ASSOCIATE, kind: str) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from pydicom import Dataset
 
 from cxrnode.dicom.codecs import CodeArray, Codes, Layout, decode, layout, require_pixels
-from cxrnode.dicom.read import tolerant
+from cxrnode.dicom.orientation import lie_of
 from cxrnode.dicom.select import MIN_SIDE
 from cxrnode.dicom.tone import Padding, Ramp, Tone, padding_of, tone_of
 from cxrnode.errors import Rejected
@@ -44,7 +44,7 @@ _STRETCH = 16  # a ramp shorter than 65536 / 16 codes is stretched, lest roundin
 class GreyImage:
     """A radiograph ready for `engines.preprocess.prepare` and for the capture."""
 
-    pixels: FloatArray  # [h, w] 0..1, the source's aspect ratio
+    pixels: FloatArray  # [h, w] 0..1, upright where the header says how it lay (see `orientation`)
     rows: int  # of the source
     columns: int
     photometric_interpretation: str
@@ -58,16 +58,18 @@ def load_grey(ds: Dataset, *, long_side: int = 1024, least: int | None = None, f
     decoders, everything at full size, then one resize. Raises Rejected: NO_PIXELS, MULTI_FRAME, TRUNCATED,
     UNDECODABLE, IMPLAUSIBLE_PIXELS.
     """
-    with tolerant():
-        found = layout(ds)
-        _check_shape(found.rows, found.columns)
-        decoded = decode(ds, found, least=least or round(0.9 * long_side), fast=fast)
-        padding = padding_of(ds, decoded)
-        tone = tone_of(ds, decoded, padding)
+    found = layout(ds)
+    _check_shape(found.rows, found.columns)
+    decoded = decode(ds, found, least=least or round(0.9 * long_side), fast=fast)
+    padding = padding_of(ds, decoded)
+    tone = tone_of(ds, decoded, padding)
     scale = min(long_side, max(decoded.codes.shape)) / max(found.rows, found.columns)
     size = max(1, round(found.rows * min(scale, 1))), max(1, round(found.columns * min(scale, 1)))
     pixels = _show(decoded, tone, padding, size, found) if fast else _show_plainly(decoded, tone, padding, size)
     _check_plausible(pixels)
+    lie = lie_of(ds)
+    if lie is not None and lie.is_frontal and not lie.is_upright:
+        pixels = lie.upright(pixels)
     return GreyImage(
         pixels=pixels, rows=found.rows, columns=found.columns, photometric_interpretation=found.photometric
     )

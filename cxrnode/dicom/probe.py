@@ -23,7 +23,7 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from cxrnode.dicom.negotiation import COMMITMENT, VERIFICATION
-from cxrnode.dicom.scu import SendError, TidyAE
+from cxrnode.dicom.scu import SendError, TidyAE, why_not
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination
 
@@ -90,21 +90,14 @@ def probe(peer: Destination, *, calling_ae_title: str) -> Iterator[Probe]:
             tls_args=(peer.tls, peer.host) if peer.tls else None, evt_handlers=[(evt.EVT_CONN_OPEN, _limit_wait)],
         )  # fmt: skip
     except OSError as e:
-        raise SendError(f"no connection: {e.strerror}") from e
+        raise SendError(f"no connection: {peer.host}: {e.strerror}") from e
     if not assoc.is_established:
-        raise SendError(_why_not(assoc, peer))
+        raise SendError(why_not(assoc, peer))
     try:
         yield Probe(assoc)
     finally:
         if assoc.is_established:
             assoc.release()
-
-
-def _why_not(assoc: Association, peer: Destination) -> str:
-    if assoc.is_rejected:
-        refusal = assoc.acceptor.primitive
-        return f"association rejected: {refusal.reason_str if refusal else 'no reason given'}"
-    return "no connection, or the TLS handshake failed" if peer.tls else "no connection"
 
 
 def _limit_wait(event: Any) -> None:

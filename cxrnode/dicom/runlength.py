@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+_SLACK = 1024  # bytes that padding may unpack to
 _HEADER = 64  # bytes: the number of segments and up to 15 offsets
 
 
@@ -41,7 +42,8 @@ def _segments(frame: bytes) -> list[bytes]:
 
 
 def _unpack(segment: bytes, size: int) -> npt.NDArray[np.uint8]:
-    plane = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)
+    # what unpacks to more is no plane, and may be a bomb: the codec's error
+    plane = np.frombuffer(imagecodecs.packbits_decode(segment, out=size + _SLACK), np.uint8)
     if plane.size < size:
         raise ValueError(f"a segment holds {plane.size} of {size} bytes")
     return plane[:size]  # an odd segment is padded

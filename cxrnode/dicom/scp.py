@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxrnode.dicom.association import Acceptor, Operation
@@ -37,6 +37,7 @@ from cxrnode.dicom.negotiation import (
 from cxrnode.dicom.sockets import Wire, force_down
 from cxrnode.dicom.status import NOT_AUTHORISED, SUCCESS, UNRECOGNISED_OPERATION
 from cxrnode.dicom.storing import IncomingInstance, StoreOperation
+from cxrnode.dicom.tls import handshake_fault
 from cxrnode.types import Peer
 
 __all__ = [
@@ -169,7 +170,10 @@ class _Connection:
             self._acceptor = Acceptor(wire, self.host, self, lambda: self._listener.closing)
             self._acceptor.run()
         except OSError as error:  # of the handshake
-            log.info("%s: no connection: %s", self.host, error)
+            if why := handshake_fault(error):
+                log.warning("%s: no TLS connection: %s", self.host, why)
+            else:  # it went away: a health check, a port scan
+                log.info("%s: no TLS connection: %s", self.host, type(error).__name__)
         finally:
             self._sock.close()
             self._listener.forget(self)
@@ -186,17 +190,18 @@ class _Connection:
     def admit(self, request: Request, host: str) -> Offer | Refusal:
         options = self._listener.options
         if request.called_aet != options.ae_title.strip():
-            return CALLED_NOT_RECOGNISED
+            return replace(CALLED_NOT_RECOGNISED, detail=f"this node is {options.ae_title.strip()}, see node.ae_title")
         storage = _is_among(request.calling_aet, host, options.allow)
         commitment = storage or _is_among(request.calling_aet, host, options.commitment_peers)
         if not commitment and VERIFICATION not in request.abstract_syntaxes:
-            return CALLING_NOT_RECOGNISED
+            return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(request.calling_aet, host, options.allow))
         if not self._listener.gate.establish(self):
             return LIMIT_EXCEEDED
         known = storage or commitment
         return Offer(
             contexts=supported(storage=storage, commitment=commitment),
             idle_timeout_s=options.idle_timeout_s if known else min(_SILENCE_S, options.idle_timeout_s),
+            detail="" if known else _not_allowed(request.calling_aet, host, options.allow),
         )
 
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
@@ -241,6 +246,13 @@ class _Answer:
 
 def _is_among(ae_title: str, host: str, peers: Iterable[tuple[str, str]]) -> bool:
     return any(title.strip() == ae_title and _is_at(host, where) for title, where in peers)
+
+
+def _not_allowed(ae_title: str, host: str, allow: Iterable[tuple[str, str]]) -> str:
+    """For the log: an AE title that comes from another address than it should is told apart from one unheard of."""
+    if hosts := [where for title, where in allow if title.strip() == ae_title]:
+        return f"[receive] allow has it from {', '.join(hosts)}, and this is {host}"
+    return f'not in [receive] allow: to take its images, add it there with host = "{host}"'
 
 
 def _is_at(host: str, where: str) -> bool:

@@ -7,6 +7,7 @@ how that is said, for departments leave standard elements empty and write free t
   DX "for processing" is analysed: some departments archive nothing else, and `pixels` shows it by its range.
 - Body part: the coded region first, then Body Part Examined, then the procedure's and the series' text. The first
   of them that names a part decides; a combined region (chest and abdomen) shows the lungs and is accepted.
+- A scanned page, a drawing or a screen, an animal and a phantom are refused, whatever else the header says.
 - View: an image that says nothing is accepted. The study's text never decides, for "PA and lateral" names both.
   Lateral decubitus is a frontal projection (horizontal beam, patient on the side) and is accepted.
 """
@@ -22,7 +23,7 @@ from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
 from cxrnode.dicom.identity import MANUFACTURER
-from cxrnode.dicom.read import tolerant
+from cxrnode.dicom.orientation import is_turned_from_detector, lie_of
 from cxrnode.types import Reason, Rejection
 
 MIN_SIDE = 64  # pixels; below, nothing of a lung can be seen
@@ -108,6 +109,26 @@ _LATERAL = _pattern(
     "lateral* latero* lat latl llat rlat profil* perfil* seitlich* seitl sagittal* sag oblique* obl schrag* "
     "zijdelings* dwars boczn* bocn* sivu* ll rl rao lao rpo lpo"
 )
+_NO_FILM = _pattern("screen* document* report* scanned drawing*")  # of the further values of Image Type
+_HUMAN = _pattern("human* homo hominid* mensch* humain* uman* humano* menselijk* czlowiek")
+_HUMAN_CODES = frozenset({"337915000", "L-85B00", "278412004", "9606"})  # SCT, SRT, SCT (legacy), NCBI taxonomy
+_ANIMAL_VALUES = {
+    "AnatomicalOrientationType": {"QUADRUPED"},
+    "PatientSexNeutered": {"ALTERED", "UNALTERED"},
+    "ResponsiblePersonRole": {"OWNER"},
+}
+_BREEDS = ("PatientBreedCodeSequence", "BreedRegistrationSequence")
+_VETERINARY = _pattern(
+    "veterina* tierarzt* tierklinik* tiermedizin* canine feline equine bovine porcine ovine murine avian"
+)
+_ANIMAL = _pattern(
+    "dog dogs cat cats hund hunde chien chienne perro perra cane katze katzen gato gata gatto horse horses pferd "
+    "pferde cheval caballo cavallo rabbit rabbits kaninchen puppy kitten ferret* parrot* tortoise*"
+)
+# a person who was bitten, kicked or thrown off, or has a computed axial tomography
+_ACCIDENT = _pattern(
+    "bite* bitten biss* attack* kick* fall* fell allerg* riding ride rider reit* sturz morsure mord* morso scan ct film"
+)
 _FRONTAL = _pattern("pa ap dv vd frontal* front face decub* posteroanterior* anteroposterior* bilateral*")
 
 
@@ -127,11 +148,10 @@ def select(ds: Dataset) -> Rejection | None:
 
     The detail names keywords and coded values, never free text, which may hold patient data.
     """
-    with tolerant():
-        for check in (_own_result, _not_an_image, _modality, _body_part, _view, _frames, _size):
-            rejection = check(ds)
-            if rejection is not None:
-                return rejection
+    for check in _CHECKS:
+        rejection = check(ds)
+        if rejection is not None:
+            return rejection
     return None
 
 
@@ -171,6 +191,52 @@ def _modality(ds: Dataset) -> Rejection | None:
     return None
 
 
+def _picture_of_something_else(ds: Dataset) -> Rejection | None:
+    """A scanned page, a drawing, a screen: by Conversion Type (PS3.3 C.8.6.1), of which a digitised film and a digital
+    interface stay candidates, or by the further values of Image Type."""
+    conversion = _text(ds, "ConversionType").upper()
+    if conversion not in ("", "DF", "DI"):
+        return Rejection(reason=Reason.WRONG_MODALITY, detail=f"ConversionType {_coded(conversion)}".strip())
+    if _NO_FILM.search(_words(_text(ds, "ImageType"))):
+        return Rejection(reason=Reason.WRONG_MODALITY, detail="by its ImageType")
+    return None
+
+
+def _phantom(ds: Dataset) -> Rejection | None:
+    for keyword in ("QualityControlSubject", "QualityControlImage", "CalibrationImage"):
+        if _text(ds, keyword).upper() == "YES":
+            return _not_of_a_patient(f"{keyword} YES")
+    return None
+
+
+def _animal(ds: Dataset) -> Rejection | None:
+    """By the elements that only a non-human patient has (PS3.3 C.7.1.1), else by the words of the study."""
+    species, codes = _words(_text(ds, "PatientSpeciesDescription")), list(_codes(ds, "PatientSpeciesCodeSequence"))
+    if _HUMAN.search(species) or _HUMAN_CODES.intersection(codes):
+        return None
+    if species not in _SAYS_NOTHING or codes:
+        return _not_of_a_patient("by its species")
+    for keyword, values in _ANIMAL_VALUES.items():
+        if _text(ds, keyword).upper() in values:
+            return _not_of_a_patient(f"{keyword} {_text(ds, keyword).upper()}")
+    breed = _words(_text(ds, "PatientBreedDescription"))
+    if breed not in _SAYS_NOTHING or any(ds.get(keyword) for keyword in _BREEDS):
+        return _not_of_a_patient("by its breed")
+    return _animal_by_its_words(ds)
+
+
+def _animal_by_its_words(ds: Dataset) -> Rejection | None:
+    for keyword in ("BodyPartExamined", *_PART_TEXTS, "InstitutionName"):
+        words = _words(_text(ds, keyword))
+        if _VETERINARY.search(words) or (_ANIMAL.search(words) and not _ACCIDENT.search(words)):
+            return _not_of_a_patient(f"by its {keyword}")
+    return None
+
+
+def _not_of_a_patient(detail: str) -> Rejection:
+    return Rejection(reason=Reason.NOT_A_PATIENT, detail=detail)
+
+
 def _body_part(ds: Dataset) -> Rejection | None:
     regions = list(_codes(ds, "AnatomicRegionSequence"))
     if _CHEST_CODES.intersection(regions):
@@ -207,13 +273,27 @@ def _view(ds: Dataset) -> Rejection | None:
             return _lateral(f"ViewCodeSequence {_coded(code)}")
         if code in _FRONTAL_CODES:
             return None
-    row = _text(ds, "PatientOrientation").upper().split()
-    if row and re.fullmatch(r"[AP][RLHF]{0,2}", row[0]):  # the rows run from front to back (PS3.3 C.7.6.1.1.1)
-        return _lateral(f"PatientOrientation {row[0]}")
+    lie = lie_of(ds)
+    if lie is not None and not lie.is_frontal:  # its rows or columns run from front to back
+        return _lateral(f"PatientOrientation {lie}")
     for keyword in _VIEW_TEXTS:
         if _frontal(_text(ds, keyword)) is False:
             return _lateral(f"by its {keyword}")
     return None
+
+
+def _orientation(ds: Dataset) -> Rejection | None:
+    """Of a film that says, or does not deny, that it is frontal."""
+    lie = lie_of(ds)
+    if lie is not None and not lie.is_frontal:
+        return _unclear(f"PatientOrientation {lie} contradicts the frontal view that it states")
+    if lie is None and is_turned_from_detector(ds):
+        return _unclear("FieldOfViewRotation or FieldOfViewHorizontalFlip without a valid PatientOrientation")
+    return None
+
+
+def _unclear(detail: str) -> Rejection:
+    return Rejection(reason=Reason.ORIENTATION_UNCLEAR, detail=detail)
 
 
 def _frontal(text: str) -> bool | None:
@@ -241,6 +321,12 @@ def _size(ds: Dataset) -> Rejection | None:
     if rows.isdigit() and columns.isdigit() and min(int(rows), int(columns)) < MIN_SIDE:
         return Rejection(reason=Reason.IMPLAUSIBLE_PIXELS, detail=f"{columns} x {rows} pixels")
     return None
+
+
+_CHECKS = (
+    _own_result, _not_an_image, _modality, _picture_of_something_else, _phantom, _animal, _body_part, _view,
+    _orientation, _frames, _size,
+)  # fmt: skip
 
 
 def _text(ds: Dataset, keyword: str) -> str:

@@ -18,6 +18,11 @@ _HEADER = struct.Struct(">BBL")
 HEADER_BYTES = _HEADER.size
 _BUFFER_BYTES = 1 << 19  # several PDUs a read
 _LINGER_S = 1.0
+# what other protocols begin with, where a PDU's type should stand
+_FOREIGN = {
+    0x16: "it speaks TLS, and this port does not: send to the TLS port (receive.tls.port), or switch TLS off there",
+    **dict.fromkeys(b"GHPO", "it speaks HTTP, it seems, and this is a DICOM port"),
+}
 
 # A-ABORT reasons of the provider (PS3.8 section 9.3.8)
 UNRECOGNISED_PDU = 1
@@ -60,7 +65,8 @@ class Wire:
         pdu_type, _, length = _HEADER.unpack_from(self._view, self._start)
         if pdu_type not in limits:
             known = 1 <= pdu_type <= 7
-            raise Malformed(UNEXPECTED_PDU if known else UNRECOGNISED_PDU, f"PDU type 0x{pdu_type:02X}")
+            what = _FOREIGN.get(pdu_type, f"PDU type 0x{pdu_type:02X}")
+            raise Malformed(UNEXPECTED_PDU if known else UNRECOGNISED_PDU, what)
         if length > limits[pdu_type]:
             raise Malformed(INVALID_PARAMETER, f"a PDU of {length} bytes")
         self._need(HEADER_BYTES + length)

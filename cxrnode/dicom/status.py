@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cxrnode.dicom.budget import OBJECT_BYTES
+
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
 NO_SUCH_EVENT_TYPE = 0x0113
@@ -14,7 +16,8 @@ UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
-UNABLE_TO_PROCESS = 0xC001
+TOO_LARGE = 0xC002
+MISSING_UID = 0xC003
 
 # Error Comment (0000,0902), LO: at most 64 characters
 _TEXT = {
@@ -26,10 +29,11 @@ _TEXT = {
     NO_SUCH_ACTION: "the only action type is 1 (PS3.4 J.3.2)",
     NOT_AUTHORISED: "this peer may not do that here: see the node's allow list",
     UNRECOGNISED_OPERATION: "not an operation of this SOP class",
-    OUT_OF_RESOURCES: "out of storage: send again later",
+    OUT_OF_RESOURCES: "no room, or the node is not well: send again later",
     DOES_NOT_MATCH: "the UIDs of command and data set differ",
     CANNOT_UNDERSTAND: "the data set is empty, truncated or damaged",
-    UNABLE_TO_PROCESS: "could not be stored: see the node's log",
+    TOO_LARGE: f"above {OBJECT_BYTES // 2**20} MiB, or too many elements: no radiograph",
+    MISSING_UID: "a study, series, instance or class UID is missing or invalid",
 }
 
 

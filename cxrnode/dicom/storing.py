@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxrnode import metrics
+from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.dicom.dimse import Command
 from cxrnode.dicom.negotiation import IMPLEMENTATION_VERSION, Context
 from cxrnode.dicom.status import (
@@ -24,7 +25,7 @@ from cxrnode.dicom.status import (
     OUT_OF_RESOURCES,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
-    UNABLE_TO_PROCESS,
+    TOO_LARGE,
     comment,
 )
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID, is_valid_uid
@@ -57,7 +58,8 @@ class IncomingInstance:
 class StoreOperation:
     """Receives one data set into `folder`, then asks `store` for the status.
 
-    A full disk, or `has_room` saying no, turns the rest of the data set away and answers 0xA700. `refused` is told of
+    A full disk, or `has_room` saying no, turns the rest of the data set away and answers 0xA700; a data set that is
+    larger than any radiograph is turned away with 0xC002. `refused` is told of
     what did not come as far as `store`, or broke it: (peer, SOP Instance UID, status, why).
     """
 
@@ -84,6 +86,10 @@ class StoreOperation:
     def write(self, fragment: memoryview) -> None:
         if self._refused != SUCCESS:
             return
+        if self._size - self._at + len(fragment) > OBJECT_BYTES:
+            log.warning("turned away an instance of %s: more than %d bytes", self._peer.calling_aet, OBJECT_BYTES)
+            self._turn_away(TOO_LARGE)
+            return
         if self._size - self._asked_at > _ASK_AGAIN_BYTES:
             self._asked_at = self._size
             if not self._has_room():
@@ -93,12 +99,13 @@ class StoreOperation:
         self._sha256.update(fragment)
 
     def finish(self) -> int:
-        status = UNABLE_TO_PROCESS  # where `store` raises
+        status = OUT_OF_RESOURCES  # where `store` raises: that is our fault, and the peer is to send again
         try:
-            status = self._finish()
+            with metrics.answering():
+                status = self._finish()
             return status
         except BaseException:
-            self._turned_away(UNABLE_TO_PROCESS)
+            self._turned_away(status)
             raise
         finally:
             metrics.received(status, self._size, time.monotonic() - self._began)
@@ -164,7 +171,11 @@ class StoreOperation:
 
     def _refuse(self, why: str) -> None:
         log.error("cannot take an instance of %s: %s. Make room; the peer sends again", self._peer.calling_aet, why)
-        self._refused = OUT_OF_RESOURCES
+        self._turn_away(OUT_OF_RESOURCES)
+
+    def _turn_away(self, status: int) -> None:
+        """Keep nothing of the data set, and let the rest of it pass."""
+        self._refused = status
         self.discard()
 
     def _close(self) -> None:

@@ -66,6 +66,30 @@ def certificate_expiry(path: Path) -> datetime:
     return min(c.not_valid_after_utc for c in _certificates(path))
 
 
+_HANDSHAKE = {
+    "HTTP_REQUEST": "it speaks HTTP, and this is a DICOM port",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS, and this port does: send to the plain port (node.port), or switch "
+    "TLS on at the sender",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no client certificate: give it one that receive.tls.ca signed",
+    "CERTIFICATE_VERIFY_FAILED": "its client certificate is not one that receive.tls.ca signed, or has expired",
+    "NO_SHARED_CIPHER": "it offers none of our cipher suites (BCP 195, PS3.15 section B.12)",
+    "UNSUPPORTED_PROTOCOL": "it offers no TLS 1.2 or 1.3",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know who signed our certificate: give it the CA of receive.tls.certificate",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "it wants another version of TLS than 1.2 and 1.3",
+}
+
+
+def handshake_fault(error: OSError) -> str:
+    """Why a peer and our TLS port did not come to terms, in words; empty where it only went away."""
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return ""
+    reason = error.reason or "UNKNOWN"
+    if reason.startswith("SSLV3_ALERT") or reason.startswith("TLSV1_ALERT"):
+        alert = reason.partition("_ALERT_")[2].replace("_", " ").lower()
+        return _HANDSHAKE.get(reason, f"it ended the handshake: {alert}; its log says why")
+    return _HANDSHAKE.get(reason, f"the handshake failed: {reason.replace('_', ' ').lower()}")
+
+
 def _context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -3,8 +3,8 @@
 PS3.3 sections C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric interpretation), C.8.11.3 (DX), and
 PS3.4 section N.2 (their order). The function is a ramp (rescale and linear window: nearly all radiographs) or a table.
 
-Decisions. A VOI LUT is preferred to a window; of several, the first counts. Without a VOI, with an unusable one, or
-with one that shows next to nothing of the picture, the range of the pixels is shown. MONOCHROME1 is inverted; so is
+Decisions. A VOI LUT is preferred to a window; of several, the first counts that is usable and shows something of the
+picture. Without such a one the range of the pixels is shown. MONOCHROME1 is inverted; so is
 Presentation LUT Shape INVERSE, which says the same thing and never inverts a second time. Padding is black.
 DX "for processing" has no VOI, and its photometric interpretation is no statement about display: there the sign of
 Pixel Intensity Relationship says what is dense, and a linear relationship is made logarithmic.
@@ -12,6 +12,7 @@ Pixel Intensity Relationship says what is dense, and a linear relationship is ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,18 @@ from pydicom import Dataset
 from pydicom import uid as uids
 
 from cxrnode.dicom.codecs import CodeArray, Codes
-from cxrnode.dicom.read import DAMAGE
+from cxrnode.dicom.verbatim import DAMAGE
 from cxrnode.types import FloatArray
 
 RANGE = (0.0005, 0.9995)  # quantiles shown without a VOI: single dead or hot pixels do not set the contrast
 SHOWN_MIN = 0.02  # share of the pixels that a usable window shows between black and white ...
 CONTRAST_MIN = 0.03  # ... and the standard deviation (of 0..1) that it gives; radiographs have 0.15 to 0.3
+MIDDLE_MAX = 0.05  # share of the middle half of the picture (a quarter of its area) that padding may cover
+_NEAR = 1e-3  # codes from black to white: a window that no code but one falls into
 _FAR = 1e9  # codes; the ends of a window further away come of a nonsensical header
 _SAMPLE = 256  # statistics look at a grid of at least this many rows and columns
 _Values = npt.NDArray[np.float64]
+_Modality = tuple[float, float] | _Values  # (slope, intercept), or the output for each code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +85,9 @@ def tone_of(ds: Dataset, decoded: Codes, padding: Padding | None) -> Tone:
     if decoded.colour:
         return Ramp(black=0.0, white=float((1 << decoded.bits) - 1))
     sample = _sample(decoded.codes, padding)
-    tone = _voi(ds, decoded)
-    if tone is None or not _shows(tone, sample):
-        tone = _whole_range(ds, decoded, sample)
+    modality = _modality(ds, decoded)
+    usable = (tone for tone in _vois(ds, decoded, modality) if _shows(tone, sample))
+    tone = next(usable, None) or _whole_range(modality, sample)
     return tone.inverse if is_inverted(ds) else tone
 
 
@@ -105,13 +109,24 @@ def _raw_sign(ds: Dataset) -> int:
 
 
 def padding_of(ds: Dataset, decoded: Codes) -> Padding | None:
+    """None where there is none, where the stored bits can hold no value of it, and where it is no padding: it would
+    cover MIDDLE_MAX of the middle half of the picture, and padding lies around one."""
     first = _whole(ds, "PixelPaddingValue")
     if first is None or decoded.colour:
         return None
     last = _whole(ds, "PixelPaddingRangeLimit")
-    top = (1 << decoded.bits) - 1
-    ends = sorted((value + decoded.offset) & top for value in (first, first if last is None else last))
-    return Padding(low=ends[0], high=ends[1])
+    low, high = sorted(_as_stored(value, decoded) for value in (first, first if last is None else last))
+    low, high = max(low, 0), min(high, (1 << decoded.bits) - 1)
+    rows, columns = (side // 4 for side in decoded.codes.shape)
+    middle = decoded.codes[rows:-rows:4, columns:-columns:4]
+    if low > high or float(np.mean((middle >= low) & (middle <= high))) > MIDDLE_MAX:
+        return None
+    return Padding(low=low, high=high)
+
+
+def _as_stored(value: int, decoded: Codes) -> int:
+    """The code of a value, perhaps none that the bits can hold. Of signed pixels it may be written as unsigned."""
+    return (value - 65536 if decoded.offset and 32768 <= value < 65536 else value) + decoded.offset
 
 
 def _sample(codes: CodeArray, padding: Padding | None) -> CodeArray:
@@ -130,9 +145,8 @@ def _shows(tone: Tone, sample: CodeArray) -> bool:
     return inside >= SHOWN_MIN and float(shown.std()) >= CONTRAST_MIN
 
 
-def _whole_range(ds: Dataset, decoded: Codes, sample: CodeArray) -> Tone:
+def _whole_range(modality: _Modality, sample: CodeArray) -> Tone:
     """The pixels' own range, through the modality LUT where that is a table or falls."""
-    modality = _modality(ds, decoded)
     if isinstance(modality, tuple):
         low, high = np.quantile(sample, RANGE, method="nearest").astype(float)
         high = max(high, low + 1.0)
@@ -141,43 +155,38 @@ def _whole_range(ds: Dataset, decoded: Codes, sample: CodeArray) -> Tone:
     return Table(outputs=np.clip((modality - low) / max(high - low, 1e-9), 0, 1).astype(np.float32))
 
 
-def _voi(ds: Dataset, decoded: Codes) -> Tone | None:
-    """None where there is no usable VOI."""
-    modality = _modality(ds, decoded)
-    lut = _first_lut(ds, "VOILUTSequence")
-    if lut is not None:
-        values = modality if not isinstance(modality, tuple) else _line(modality, decoded)
+def _vois(ds: Dataset, decoded: Codes, modality: _Modality) -> Iterator[Tone]:
+    """What the header offers, in the order of preference: VOI LUTs, then windows, each in the header's order."""
+    values = _line(modality, decoded) if isinstance(modality, tuple) else modality
+    for lut in _luts(ds, "VOILUTSequence", negative=float(values.min()) < 0):
         top = float(lut.entries.max())
         full = float((1 << lut.bits) - 1)
         scale = top if top > full or top < full / 2 else full  # a depth that its own entries contradict
-        return Table(outputs=(lut(np.rint(values)) / max(scale, 1.0)).astype(np.float32))
-    center, width = _decimal(ds, "WindowCenter"), _decimal(ds, "WindowWidth")
-    if center is None or width is None:
-        return None
+        yield Table(outputs=(lut(np.rint(values)) / max(scale, 1.0)).astype(np.float32))
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if function == "SIGMOID" and width > 0:
-        values = modality if not isinstance(modality, tuple) else _line(modality, decoded)
-        exponent = np.clip(-4.0 * (values - center) / width, -700, 700)
-        return Table(outputs=(1.0 / (1.0 + np.exp(exponent))).astype(np.float32))
-    if function != "LINEAR_EXACT":
-        center, width = center - 0.5, width - 1.0
-    if width <= 0:
-        return None
-    return _linear(modality, center - width / 2, center + width / 2, decoded)
+    for center, width in zip(_decimals(ds, "WindowCenter"), _decimals(ds, "WindowWidth"), strict=False):
+        if center is None or width is None or width <= 0:
+            continue
+        if function == "SIGMOID":
+            exponent = np.clip(-4.0 * (values - center) / width, -700, 700)
+            yield Table(outputs=(1.0 / (1.0 + np.exp(exponent))).astype(np.float32))
+        elif function == "LINEAR_EXACT":
+            yield from _linear(modality, center - width / 2, center + width / 2, decoded)
+        elif width > 1:
+            yield from _linear(modality, center - width / 2, center - 1 + width / 2, decoded)
 
 
-def _linear(modality: tuple[float, float] | _Values, low: float, high: float, decoded: Codes) -> Tone | None:
-    if isinstance(modality, tuple):
-        black, white = ((end - modality[1]) / modality[0] + decoded.offset for end in (low, high))
-        usable = max(abs(black), abs(white)) < _FAR and black != white
-        return Ramp(black=black, white=white) if usable else None
-    return Table(outputs=np.clip((modality - low) / max(high - low, 1e-9), 0, 1).astype(np.float32))
+def _linear(modality: _Modality, low: float, high: float, decoded: Codes) -> Iterator[Tone]:
+    if not isinstance(modality, tuple):
+        yield Table(outputs=np.clip((modality - low) / max(high - low, 1e-9), 0, 1).astype(np.float32))
+        return
+    black, white = ((end - modality[1]) / modality[0] + decoded.offset for end in (low, high))
+    if max(abs(black), abs(white)) < _FAR and abs(white - black) > _NEAR:
+        yield Ramp(black=black, white=white)
 
 
-def _modality(ds: Dataset, decoded: Codes) -> tuple[float, float] | _Values:
-    """(slope, intercept), or the output for each code."""
-    lut = _first_lut(ds, "ModalityLUTSequence")
-    if lut is not None:
+def _modality(ds: Dataset, decoded: Codes) -> _Modality:
+    for lut in _luts(ds, "ModalityLUTSequence", negative=decoded.offset > 0):
         return lut(_line((1.0, 0.0), decoded))
     slope, intercept = _decimal(ds, "RescaleSlope"), _decimal(ds, "RescaleIntercept")
     line = (1.0, 0.0) if slope is None or intercept is None or slope == 0 else (slope, intercept)
@@ -204,35 +213,57 @@ class _Lut:
         return self.entries[index]
 
 
-def _first_lut(ds: Dataset, keyword: str) -> _Lut | None:
-    """The first item's table; None where there is none, or one that contradicts its descriptor."""
+def _luts(ds: Dataset, keyword: str, *, negative: bool) -> Iterator[_Lut]:
+    """The items' tables but those that contradict their descriptor. negative: what is looked up has negative values."""
     try:
-        item = ds[keyword].value[0]
-        count, first, bits = (int(value) for value in item.LUTDescriptor)
-        count %= 65536  # read as signed where the pixels are
-        data = item.LUTData
-        if isinstance(data, bytes):
-            one_byte = bits <= 8 and len(data) in (count, count + 1)
-            little = ds.original_encoding[1] is not False
-            data = np.frombuffer(data, "u1" if one_byte else "<u2" if little else ">u2")
-        entries = np.asarray(data, np.float64).ravel()[: count or 65536]
+        items = list(ds[keyword].value)
     except DAMAGE:
-        return None
-    if first > 32767 and int(ds.get("PixelRepresentation") or 0) == 1:
+        return
+    for item in items:
+        try:
+            lut = _lut(ds, item, negative=negative)
+        except DAMAGE:
+            continue
+        if lut is not None:
+            yield lut
+
+
+def _lut(ds: Dataset, item: Dataset, *, negative: bool) -> _Lut | None:
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    count %= 65536  # read as signed where the pixels are
+    data = item.LUTData
+    if isinstance(data, bytes):
+        one_byte = bits <= 8 and len(data) in (count, count + 1)
+        little = ds.original_encoding[1] is not False
+        data = np.frombuffer(data, "u1" if one_byte else "<u2" if little else ">u2")
+    entries = np.asarray(data, np.float64).ravel()[: count or 65536]
+    if first > 32767 and negative:
         first -= 65536  # written as unsigned
     if entries.size < 2 or entries.size < count or not 1 <= bits <= 16 or entries.max() <= entries.min():
         return None
     return _Lut(entries=entries, first=first, bits=bits)
 
 
-def _decimal(ds: Dataset, keyword: str) -> float | None:
-    """The first value as a finite number."""
+def _decimals(ds: Dataset, keyword: str) -> list[float | None]:
+    """Each value as a finite number, or None."""
     try:
         value = ds[keyword].value
-        number = float(value if isinstance(value, str | int | float) else value[0])
+        return [_finite(part) for part in ([value] if isinstance(value, str | int | float) else list(value))]
+    except DAMAGE:
+        return []
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
     except DAMAGE:
         return None
     return number if np.isfinite(number) else None
+
+
+def _decimal(ds: Dataset, keyword: str) -> float | None:
+    """The first value as a finite number."""
+    return next(iter(_decimals(ds, keyword)), None)
 
 
 def _whole(ds: Dataset, keyword: str) -> int | None:

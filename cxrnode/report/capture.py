@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydicom import Dataset
 
 from cxrnode.dicom.identity import RESEARCH_USE
+from cxrnode.dicom.orientation import Lie, lie_of
 from cxrnode.errors import ResultError
-from cxrnode.report.common import check_images, finish, new_object, set_frame_of_reference
+from cxrnode.report.common import check_images, new_object, set_frame_of_reference
 from cxrnode.report.content import concept, dcm, sop_reference
 from cxrnode.report.context import DEFAULT_LONG_SIDE, ReportContext, finding_word
 from cxrnode.report.overlay import draw_overlay
@@ -16,7 +17,6 @@ from cxrnode.types import ByteArray, FloatArray, ImageResult, Kind
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 GRAD_CAM = dcm("130403", "Gradient-weighted class activation")
 SOURCE_FOR_PROCESSING = dcm("121322", "Source image for image processing operation")
-_ORIENTATIONS = {"A", "P", "L", "R", "H", "F"}
 
 
 def build_capture(
@@ -30,7 +30,7 @@ def build_capture(
     """The capture of one analysed image, without file meta (see `encode`).
 
     preview: uint8 [h, w], cam: raw float32 [ch, cw]: see `draw_overlay`. Raises ResultError where the image was not
-    analysed or lacks a UID; never for a dirty header.
+    analysed, lacks a UID or has an identifier that cannot be copied; never for any other dirt in a header.
     """
     check_images([image])
     if image.prediction is None:
@@ -45,21 +45,15 @@ def build_capture(
     ds.BurnedInAnnotation = "NO"
     ds.RecognizableVisualFeatures = "NO"
     ds.BodyPartExamined = "CHEST"
-    ds.PatientOrientation = _orientation(source)
+    lie = lie_of(image.source)
+    ds.PatientOrientation = "" if lie is None else ["L", "F"]  # the picture is upright; PS3.3 C.7.6.1.1.1, type 2C
     ds.InstanceNumber = int(source.get("InstanceNumber") or 1)
-    ds.ImageComments = f"{finding_word(context.bundle, image.prediction)}. {RESEARCH_USE}"
+    ds.ImageComments = ascii_text(f"{finding_word(context.bundle, image.prediction)}. {RESEARCH_USE}")
     set_frame_of_reference(ds, [image])
     _set_lossy(ds, source)
-    _set_derivation(ds, source, context)
+    _set_derivation(ds, source, context, lie)
     _set_pixels(ds, draw_overlay(preview, cam, image.prediction, context, long_side=long_side))
-    return finish(ds, source, [])
-
-
-def _orientation(source: Header) -> list[str] | str:
-    """Patient Orientation (PS3.3 C.7.6.1.1.1), type 2C: empty where the source does not say."""
-    values = [v.strip() for v in source.values("PatientOrientation")]
-    valid = len(values) == 2 and all(0 < len(v) <= 3 and set(v) <= _ORIENTATIONS for v in values)
-    return values if valid else ""
+    return ds
 
 
 def _set_lossy(ds: Dataset, source: Header) -> None:
@@ -72,13 +66,14 @@ def _set_lossy(ds: Dataset, source: Header) -> None:
                 setattr(ds, keyword, value)
 
 
-def _set_derivation(ds: Dataset, source: Header, context: ReportContext) -> None:
+def _set_derivation(ds: Dataset, source: Header, context: ReportContext, lie: Lie | None) -> None:
     """General Reference module (PS3.3 C.12.4) and Common Instance Reference (C.12.2)."""
     reference = sop_reference(source.get("SOPClassUID"), source.get("SOPInstanceUID"))
     reference.PurposeOfReferenceCodeSequence = [concept(SOURCE_FOR_PROCESSING)]
     ds.SourceImageSequence = [reference]
+    turned = "" if lie is None or lie.is_upright else f", turned upright from {lie.rows}, {lie.columns}"
     ds.DerivationDescription = (
-        f"Grad-CAM of {ascii_text(context.model)} over the radiograph, windowed and resized. {RESEARCH_USE}"
+        f"Grad-CAM of {ascii_text(context.model)} over the radiograph, windowed and resized{turned}. {RESEARCH_USE}"
     )[:1024]
     ds.DerivationCodeSequence = [concept(GRAD_CAM)]
     series = Dataset()

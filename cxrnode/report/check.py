@@ -11,18 +11,30 @@ from collections.abc import Iterator, Sequence
 from pydicom import Dataset
 
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME
+from cxrnode.dicom.needed import tags
 from cxrnode.dicom.uids import is_valid_uid
+from cxrnode.dicom.verbatim import verbatim
 from cxrnode.errors import ResultError
 from cxrnode.report.capture import SECONDARY_CAPTURE
 from cxrnode.report.check_capture import capture_findings
 from cxrnode.report.check_sr import sr_findings
-from cxrnode.report.common import TYPE_2, inherited, lead_of
+from cxrnode.report.common import lead_of
 from cxrnode.report.encode import encode
 from cxrnode.report.source import Header
 from cxrnode.report.sr import COMPREHENSIVE_3D_SR
 from cxrnode.types import ImageResult
 
 __all__ = ["check_result", "encode"]
+TYPE_2 = (  # of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1)
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+    "StudyID", "AccessionNumber",
+)  # fmt: skip
+COPIED = (
+    *TYPE_2, "SpecificCharacterSet", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence",
+    "OtherPatientIDsSequence", "IssuerOfAccessionNumberSequence", "PatientAge", "PatientSize", "PatientWeight",
+    "StudyDescription",
+)  # fmt: skip
+_COPIED_TAGS = tags(*COPIED)
 _FILLED = (
     "DeviceSerialNumber", "SoftwareVersions", "SeriesDescription", "SeriesNumber", "InstanceNumber",
     "ContentDate", "ContentTime",
@@ -48,7 +60,7 @@ def _common_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str
         yield "no images to check against"
         return
     yield from _identity_findings(ds, [Header(i.source) for i in images])
-    yield from _inheritance_findings(ds, Header(lead_of(images).source))
+    yield from _inheritance_findings(ds, lead_of(images).source)
     yield from _equipment_findings(ds)
 
 
@@ -64,17 +76,20 @@ def _identity_findings(ds: Dataset, sources: Sequence[Header]) -> Iterator[str]:
         yield "StudyInstanceUID differs from the source's"
 
 
-def _inheritance_findings(ds: Dataset, lead: Header) -> Iterator[str]:
-    """Patient and study attributes equal the source's, as they come out of the bytes."""
-    written, expected = Header(ds), inherited(lead)
-    for keyword in TYPE_2:
-        if keyword not in ds:
+def _inheritance_findings(ds: Dataset, source: Dataset) -> Iterator[str]:
+    """Patient and study are the source's, byte for byte, and so is the character set that says how to read them."""
+    written = verbatim(ds, _COPIED_TAGS)
+    for keyword in COPIED:
+        if keyword in TYPE_2 and keyword not in ds:
             yield f"{keyword} (type 2) is absent"
-    for keyword, value in expected.items():
-        if written.get(keyword) != value:
+        elif _bytes(written, keyword) != _bytes(source, keyword):
             yield f"{keyword} differs from the source's"
-    if not all(written.can_encode(value) for value in expected.values()):
-        yield "SpecificCharacterSet does not hold the patient's and the study's texts"
+
+
+def _bytes(ds: Dataset, keyword: str) -> object:
+    """The value of an element as it is encoded; of a sequence, its items. None: it is absent or empty."""
+    element = ds.get_item(keyword) if keyword in ds else None
+    return (element.VR, element.value) if element is not None and len(element.value) else None
 
 
 def _equipment_findings(ds: Dataset) -> Iterator[str]:

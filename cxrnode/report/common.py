@@ -12,7 +12,8 @@ from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import ResultError
 from cxrnode.report.content import concept, dcm
 from cxrnode.report.context import ReportContext
-from cxrnode.report.source import Header, ascii_text, choose_character_set
+from cxrnode.report.patients import by_patient
+from cxrnode.report.source import Header, ascii_text
 from cxrnode.types import ImageResult, Kind
 from engines.bundle import Code
 
@@ -21,20 +22,14 @@ TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber",
 )  # fmt: skip
-TYPE_3 = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
-INHERITED = (*TYPE_2, *TYPE_3)
+TYPE_3 = (
+    "SpecificCharacterSet", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "OtherPatientIDsSequence",
+    "PatientAge", "PatientSize", "PatientWeight", "StudyDescription", "IssuerOfAccessionNumberSequence",
+)  # fmt: skip
 SERIES_NUMBER = {Kind.SR: 9801, Kind.CAPTURE: 9802}
 _SERIES_TEXT = {Kind.SR: "AI report", Kind.CAPTURE: "AI Grad-CAM"}
 _MODALITY = {Kind.SR: "SR", Kind.CAPTURE: "OT"}
-_SEX = {"M", "F", "O"}
 PROCESSING_EQUIPMENT = dcm("109102", "Processing Equipment")
-
-
-def inherited(header: Header) -> dict[str, str]:
-    """The patient and study attributes that a result takes over, cleaned to what their VR allows."""
-    values = {keyword: header.get(keyword) for keyword in INHERITED}
-    values["PatientSex"] = values["PatientSex"] if values["PatientSex"] in _SEX else ""
-    return {k: v for k, v in values.items() if v or k in TYPE_2}
 
 
 def reading_order(images: Sequence[ImageResult]) -> list[ImageResult]:
@@ -61,6 +56,9 @@ def check_images(images: Sequence[ImageResult]) -> None:
     studies = {Header(i.source).get("StudyInstanceUID") for i in images}
     if len(studies) != 1:
         raise ResultError(f"a report covers one study, these images belong to {len(studies)}")
+    patients = len(by_patient(images))
+    if patients != 1:
+        raise ResultError(f"a report covers one patient, these images belong to {patients}")
     for image in images:
         header = Header(image.source)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
@@ -81,12 +79,15 @@ def new_object(
     sop_class_uid: str,
     sop_instance_uid: str,
 ) -> Dataset:
-    """Patient, General Study, General Series, Equipment and SOP Common modules (PS3.3 C.7.1.1 ... C.12.1)."""
+    """Patient, General Study, General Series, Equipment and SOP Common modules (PS3.3 C.7.1.1 ... C.12.1).
+
+    Patient and study are the source's, byte for byte, under its Specific Character Set. Raises ResultError where one of
+    them cannot be copied whole.
+    """
     ds = Dataset()
-    for keyword, value in inherited(lead).items():
-        setattr(ds, keyword, value)
+    lead.copy_into(ds, *TYPE_2, empty=True)
+    lead.copy_into(ds, *TYPE_3)
     ds.StudyInstanceUID = lead.get("StudyInstanceUID")
-    _set_issuer(ds, lead)
     ds.Modality = _MODALITY[kind]
     ds.SeriesInstanceUID = context.series_uid(ds.StudyInstanceUID, kind)
     ds.SeriesNumber = SERIES_NUMBER[kind]
@@ -97,16 +98,6 @@ def new_object(
     ds.InstanceNumber = 1
     _set_times(ds, context, lead)
     return ds
-
-
-def _set_issuer(ds: Dataset, lead: Header) -> None:
-    """Issuer of Accession Number (PS3.3 table 10-17), where it is complete."""
-    for item in lead.items("IssuerOfAccessionNumberSequence")[:1]:
-        local = item.get("LocalNamespaceEntityID")
-        if local:
-            issuer = Dataset()
-            issuer.LocalNamespaceEntityID = local
-            ds.IssuerOfAccessionNumberSequence = [issuer]
 
 
 def _set_equipment(ds: Dataset, context: ReportContext, images: Sequence[ImageResult]) -> None:
@@ -163,22 +154,11 @@ def set_frame_of_reference(ds: Dataset, images: Sequence[ImageResult]) -> None:
         ds.PositionReferenceIndicator = ""
 
 
-def finish(ds: Dataset, lead: Header, codes: Iterable[Code]) -> Dataset:
-    """Choose the character set that holds every text, and name the private coding schemes (PS3.3 C.12.1)."""
-    codes = list(codes)
-    texts = [*inherited(lead).values(), *_texts_of_requests(ds), *(c.meaning for c in codes)]
-    character_set = choose_character_set(lead.character_set, texts)
-    if character_set is not None:
-        ds.SpecificCharacterSet = character_set
+def name_private_schemes(ds: Dataset, codes: Iterable[Code]) -> None:
+    """Coding Scheme Identification of the bundle's private schemes (PS3.3 C.12.1)."""
     private = sorted({c.scheme for c in codes if c.scheme.startswith("99")})
     if private:
         ds.CodingSchemeIdentificationSequence = [_private_scheme(s) for s in private]
-    return ds
-
-
-def _texts_of_requests(ds: Dataset) -> list[str]:
-    requests = ds.get("ReferencedRequestSequence", [])
-    return [str(element.value) for item in requests for element in item if element.VR in {"SH", "LO"}]
 
 
 def _private_scheme(designator: str) -> Dataset:

@@ -17,8 +17,9 @@ from highdicom.sr import (
     TextContentItem,
     UIDRefContentItem,
 )
-from pydicom import Dataset
+from pydicom import Dataset, Sequence
 
+from cxrnode.report.source import ascii_text
 from engines.bundle import Code
 
 CONTAINS, CONCEPT_MOD, OBS_CONTEXT = "CONTAINS", "HAS CONCEPT MOD", "HAS OBS CONTEXT"
@@ -36,15 +37,22 @@ def sct(value: str, meaning: str) -> Code:
 @lru_cache(maxsize=512)  # a report repeats a few codes a hundred times; nobody changes one
 def concept(code: Code) -> CodedConcept:
     """Code Sequence Macro (PS3.3 table 8.8-1)."""
-    return CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
+    return CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=ascii_text(code.meaning))
 
 
 def text(name: Code, value: str, relation: str = CONTAINS) -> ContentItem:
-    return TextContentItem(concept(name), value, relation)
+    return TextContentItem(concept(name), ascii_text(value), relation)
 
 
 def code(name: Code, value: Code, relation: str = CONTAINS) -> ContentItem:
     return CodeContentItem(concept(name), concept(value), relation)
+
+
+def copied_code(name: Code, value: Dataset, relation: str = CONTAINS) -> ContentItem:
+    """value: an item of a code sequence that is the source's own."""
+    item: ContentItem = CodeContentItem(concept(name), concept(name), relation)
+    item["ConceptCodeSequence"].value = Sequence([value])
+    return item
 
 
 def uidref(name: Code, value: str, relation: str = CONTAINS) -> ContentItem:

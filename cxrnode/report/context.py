@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from hashlib import sha256
 
 import numpy as np
 
 from cxrnode.dicom.uids import derive_uid
+from cxrnode.report.patients import patient_of
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult, Kind, Prediction
 from engines.bundle import GOLDEN, Bundle, Code, Label
@@ -41,10 +43,13 @@ class ReportContext:
     def series_uid(self, study_instance_uid: str, kind: Kind) -> str:
         return derive_uid("series", study_instance_uid, self.bundle.digest, kind)
 
-    def sr_uid(self, images: Sequence[ImageResult]) -> str:
-        """A report on other images, or with another outcome, is another object; the images' order is none."""
+    def sr_uid(self, images: Sequence[ImageResult], *, alone: bool = True) -> str:
+        """A report on other images, or with another outcome, is another object; the images' order is none.
+
+        alone: the study holds no other patient's images (the report says so where it does).
+        """
         causes = sorted(" ".join((*_identity(i), _outcome(i))) for i in images)
-        return derive_uid("instance", Kind.SR, self.bundle.digest, *causes)
+        return derive_uid("instance", Kind.SR, self.bundle.digest, *causes, *([] if alone else ["other patients"]))
 
     def capture_uid(self, image: ImageResult, long_side: int = DEFAULT_LONG_SIDE) -> str:
         settings = f"long_side={long_side}"
@@ -57,9 +62,12 @@ class ReportContext:
         return f"{self.bundle.name} {image.pixel_digest[:12]}"
 
 
-def _identity(image: ImageResult) -> tuple[str, str]:
-    """Two images may share a SOP Instance UID, so the pixels belong to the identity."""
-    return Header(image.source).get("SOPInstanceUID"), image.pixel_digest
+def _identity(image: ImageResult) -> tuple[str, ...]:
+    """Two images may share a SOP Instance UID, so the pixels belong to the identity; study and patient, too, because
+    the same image under another one has results of its own."""
+    header = Header(image.source)
+    patient = sha256(b"\0".join(patient_of(image.source))).hexdigest()
+    return header.get("StudyInstanceUID"), patient, header.get("SOPInstanceUID"), image.pixel_digest
 
 
 def _outcome(image: ImageResult) -> str:

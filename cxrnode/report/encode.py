@@ -6,10 +6,12 @@ from io import BytesIO
 
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID
 
+_PREAMBLE = 132  # bytes, prefix included
 IMPLEMENTATION_VERSION_NAME = "CXRNODE"  # SH: no version in it, so that a repeat repeats the bytes
 
 
@@ -25,3 +27,11 @@ def encode(ds: Dataset) -> bytes:
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def decode(data: bytes) -> Dataset:
+    """What `encode` wrote, its elements as they are encoded until somebody touches them (`dcmread` converts some)."""
+    f = BytesIO(data)
+    f.seek(_PREAMBLE)
+    read_dataset(f, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2)
+    return read_dataset(f, False, True)

@@ -9,12 +9,20 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, RESEARCH_USE
-from cxrnode.report.common import check_images, finish, lead_of, new_object, reading_order, set_frame_of_reference
+from cxrnode.report.common import (
+    check_images,
+    lead_of,
+    name_private_schemes,
+    new_object,
+    reading_order,
+    set_frame_of_reference,
+)
 from cxrnode.report.content import (
     CONCEPT_MOD,
     OBS_CONTEXT,
     code,
     container,
+    copied_code,
     dcm,
     num,
     reference,
@@ -24,6 +32,7 @@ from cxrnode.report.content import (
     uidref,
 )
 from cxrnode.report.context import ReportContext, finding_of, finding_word, state_of
+from cxrnode.report.patients import differences
 from cxrnode.report.source import Header, ascii_text
 from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection, ResultObject
 from engines.bundle import MODEL, Bundle, Code
@@ -64,40 +73,57 @@ _RUN_STATUS = {
     (False, True): dcm("111244", "Not all algorithms succeeded; with findings"),
 }
 NONE_SUCCEEDED = dcm("111245", "No algorithms succeeded; without findings")
-_NO_CHEST_X_RAY = {Reason.WRONG_MODALITY, Reason.WRONG_BODY_PART}
+# of an order, in an item of Referenced Request Sequence (PS3.3 table C.17-2): type 2, and type 3
+_ORDER = (
+    "AccessionNumber", "PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest",
+    "RequestedProcedureID", "RequestedProcedureDescription",
+)  # fmt: skip
+_ORDER_TYPE_3 = (
+    "SpecificCharacterSet", "IssuerOfAccessionNumberSequence", "OrderPlacerIdentifierSequence",
+    "OrderFillerIdentifierSequence",
+)  # fmt: skip
+_NO_CHEST_X_RAY = {Reason.WRONG_MODALITY, Reason.WRONG_BODY_PART, Reason.NOT_A_PATIENT}
 
 
-def build_sr(images: Sequence[ImageResult], context: ReportContext, predecessor: ResultObject | None = None) -> Dataset:
-    """The study's report on all `images`, analysed or not, without file meta (see `encode`).
+def build_sr(
+    images: Sequence[ImageResult],
+    context: ReportContext,
+    predecessor: ResultObject | None = None,
+    *,
+    alone: bool = True,
+) -> Dataset:
+    """A patient's report on all `images` of one study, analysed or not, without file meta (see `encode`).
 
-    `predecessor`: the SR on fewer images of the study that this one takes the place of. Raises ResultError where the
-    images belong to several studies or lack a UID; never for a dirty header.
+    predecessor: the SR on fewer images of the study that this one takes the place of. alone: the study holds no other
+    patient's images. Raises ResultError where the images belong to several studies or patients, lack a UID, or have an
+    identifier that cannot be copied whole; never for any other dirt in a header.
     """
     check_images(images)
     ordered = reading_order(images)
     lead = Header(lead_of(images).source)
     ds = new_object(
         context, lead, ordered, kind=Kind.SR, sop_class_uid=COMPREHENSIVE_3D_SR,
-        sop_instance_uid=context.sr_uid(images),
+        sop_instance_uid=context.sr_uid(images, alone=alone),
     )  # fmt: skip
     set_frame_of_reference(ds, ordered)
     _set_document(ds, ordered, lead)
     if predecessor:
         ds.PredecessorDocumentsSequence = [_predecessor(predecessor)]
-    procedure = procedure_of(ordered)
-    _set_content(ds, ordered, context, procedure)
-    return finish(ds, lead, [procedure, *(label.code for label in context.bundle.labels)])
+    _set_content(ds, ordered, context, _procedure(ordered, lead), alone=alone)
+    name_private_schemes(ds, (label.code for label in context.bundle.labels))
+    return ds
 
 
-def procedure_of(ordered: Sequence[ImageResult]) -> Code:
+def _procedure(ordered: Sequence[ImageResult], lead: Header) -> ContentItem:
     """The imaging procedure: the source's own code where a complete one is there, else by what the images are."""
-    for image in ordered:
-        for item in Header(image.source).items("ProcedureCodeSequence"):
-            value, scheme, meaning = (item.get(k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"))
-            if value and scheme and meaning:
-                return Code(value=value, scheme=scheme, meaning=meaning)
+    for item in lead.items("ProcedureCodeSequence"):
+        if all(item.raw(keyword) for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")):
+            copy = Dataset()
+            item.copy_into(copy, "SpecificCharacterSet", "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion",
+                           "CodeMeaning")  # fmt: skip
+            return copied_code(PROCEDURE_REPORTED, copy, CONCEPT_MOD)
     chest = any(i.rejection is None or i.rejection.reason not in _NO_CHEST_X_RAY for i in ordered)
-    return CHEST_X_RAY if chest else IMAGING
+    return code(PROCEDURE_REPORTED, CHEST_X_RAY if chest else IMAGING, CONCEPT_MOD)
 
 
 def run_status(images: Sequence[ImageResult], bundle: Bundle) -> Code:
@@ -116,15 +142,17 @@ def image_status(image: ImageResult) -> Code:
     return FAILED if image.rejection.reason.outcome is Outcome.FAILED else NOT_ATTEMPTED
 
 
-def summary_text(ordered: Sequence[ImageResult], context: ReportContext) -> str:
+def summary_text(ordered: Sequence[ImageResult], context: ReportContext, *, alone: bool = True) -> str:
     """The report in words: how many images were analysed, what was found, and which were not analysed and why."""
     analysed = sum(i.prediction is not None for i in ordered)
     lines = [RESEARCH_USE, f"{analysed} of {len(ordered)} images analysed by {ascii_text(context.model)}."]
     if analysed < len(ordered):
         missing = len(ordered) - analysed
         lines.append(f"{missing} NOT ANALYSED: nothing is said about them, they must not be read as normal.")
-    if len({Header(i.source).get("PatientID") for i in ordered}) > 1:
-        lines.append("CAUTION: the images of this study carry different patient IDs.")
+    if not alone:
+        lines.append("CAUTION: other images of this study carry another patient; they are not in this report.")
+    if differing := differences(i.source for i in ordered):
+        lines.append(f"CAUTION: the images carry one patient ID and differ in {' and '.join(differing)}.")
     lines += [f"Image {n}: {image_text(image, context)}" for n, image in enumerate(ordered, 1)]
     return "\r\n".join(lines)
 
@@ -159,7 +187,7 @@ def _set_document(ds: Dataset, ordered: Sequence[ImageResult], lead: Header) -> 
     ds.PerformedProcedureCodeSequence = []
     ds.ReferencedPerformedProcedureStepSequence = []
     ds.CurrentRequestedProcedureEvidenceSequence = [_evidence(ordered)]
-    requests = [_request(ds, item) for item in lead.items("RequestAttributesSequence")]
+    requests = [_request(ds, lead, item) for item in lead.items("RequestAttributesSequence")]
     if requests:
         ds.ReferencedRequestSequence = requests
 
@@ -191,27 +219,30 @@ def _predecessor(sr: ResultObject) -> Dataset:
     return study
 
 
-def _request(ds: Dataset, source: Header) -> Dataset:
+def _request(ds: Dataset, lead: Header, source: Header) -> Dataset:
     """Referenced Request Sequence (PS3.3 table C.17-2): ties the report to the order, so that a RIS can close it."""
     item = Dataset()
     item.StudyInstanceUID = ds.StudyInstanceUID
     item.ReferencedStudySequence = []
-    item.AccessionNumber = source.get("AccessionNumber") or ds.AccessionNumber
-    for keyword in ("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest",
-                    "RequestedProcedureID", "RequestedProcedureDescription"):  # fmt: skip
-        setattr(item, keyword, source.get(keyword))
+    source.copy_into(item, *_ORDER, empty=True)
+    source.copy_into(item, *_ORDER_TYPE_3)
+    readable = lead.raw("AccessionNumber").isascii() or not source.raw("SpecificCharacterSet")
+    if readable and not source.raw("AccessionNumber"):  # then it is the study's
+        lead.copy_into(item, "AccessionNumber", "IssuerOfAccessionNumberSequence")
     item.RequestedProcedureCodeSequence = []
     return item
 
 
-def _set_content(ds: Dataset, ordered: Sequence[ImageResult], context: ReportContext, procedure: Code) -> None:
+def _set_content(
+    ds: Dataset, ordered: Sequence[ImageResult], context: ReportContext, procedure: ContentItem, *, alone: bool
+) -> None:
     """TID 1500. The run status and the summary extend the template: they stand first, as a reader needs them."""
     parameters = _algorithm_parameters(context.bundle)
     children = [
         *_language_and_observer(context),
-        code(PROCEDURE_REPORTED, procedure, CONCEPT_MOD),
+        procedure,
         code(RUN_STATUS, run_status(ordered, context.bundle)),
-        text(SUMMARY, summary_text(ordered, context)),
+        text(SUMMARY, summary_text(ordered, context, alone=alone)),
         container(MEASUREMENTS, [_group(image, context, parameters) for image in ordered]),
     ]
     ds.update(container(TITLE, children, relation=None, template="1500"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
 from cxrnode.store import ledger
+from cxrnode.store.chunks import chunks
 from cxrnode.store.schema import commitment_request as request
 from cxrnode.store.schema import instance
-from cxrnode.types import Reference
+from cxrnode.types import Outcome, Reference
 
 _MOST_WAIT_S = 3600.0  # between attempts to answer; beyond it the clock was set back
 
@@ -23,8 +25,12 @@ class OpenRequest:
     transaction_uid: str
     calling_aet: str
     host: str
-    instances: tuple[Reference, ...]
+    listed: Any  # [[SOP class UID, SOP instance UID], ...]
     attempts: int
+
+    @property
+    def instances(self) -> tuple[Reference, ...]:
+        return tuple((sop_class, uid) for sop_class, uid in self.listed)
 
 
 class Commitments:
@@ -47,26 +53,26 @@ class Commitments:
             instances=len(instances),
         )  # fmt: skip
 
-    def due(self, c: Connection, *, now: float) -> list[OpenRequest]:
+    def due(self, c: Connection, *, now: float) -> OpenRequest | None:
+        """The one that waits longest of those that may be answered now."""
         wait = (request.c.not_before <= now) | (request.c.not_before > now + _MOST_WAIT_S)
-        query = select(request).where(request.c.answered_at.is_(None), wait).order_by(request.c.not_before)
-        return [
-            OpenRequest(
-                transaction_uid=row.transaction_uid, calling_aet=row.calling_aet, host=row.host,
-                instances=tuple((i[0], i[1]) for i in row.instances), attempts=row.attempts,
-            )
-            for row in c.execute(query)
-        ]  # fmt: skip
+        query = select(request).where(request.c.answered_at.is_(None), wait).order_by(request.c.not_before).limit(1)
+        row = c.execute(query).first()
+        if row is None:
+            return None
+        return OpenRequest(
+            transaction_uid=row.transaction_uid, calling_aet=row.calling_aet, host=row.host,
+            listed=row.instances, attempts=row.attempts,
+        )  # fmt: skip
 
     def held(self, c: Connection, instances: Sequence[Reference]) -> dict[Reference, list[Path]]:
         """Where each of these lies, as received: one that is not here was never received, or is deleted since."""
-        uids = [uid for _, uid in instances]
-        query = select(instance.c.sop_class_uid, instance.c.sop_instance_uid, instance.c.path).where(
-            instance.c.sop_instance_uid.in_(uids), instance.c.received_at.is_not(None)
-        )
+        columns = (instance.c.sop_class_uid, instance.c.sop_instance_uid, instance.c.path)
         found: dict[Reference, list[Path]] = {}
-        for row in c.execute(query):
-            found.setdefault((row.sop_class_uid, row.sop_instance_uid), []).append(Path(row.path))
+        for uids in chunks(dict.fromkeys(uid for _, uid in instances)):
+            these = instance.c.sop_instance_uid.in_(uids) & instance.c.received_at.is_not(None)
+            for row in c.execute(select(*columns).where(these)):
+                found.setdefault((row.sop_class_uid, row.sop_instance_uid), []).append(Path(row.path))
         return {i: found[i] for i in instances if i in found}
 
     def answered(self, c: Connection, asked: OpenRequest, *, now: float, kept: int, missing: int) -> None:
@@ -80,3 +86,18 @@ class Commitments:
     def postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:
         mine = request.c.transaction_uid == asked.transaction_uid
         c.execute(update(request).where(mine).values(not_before=not_before, attempts=asked.attempts + 1))
+
+    def peer_postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:
+        """What else its peer asked waits too: nobody answers there."""
+        theirs = (request.c.calling_aet == asked.calling_aet) & (request.c.host == asked.host)
+        waits = request.c.answered_at.is_(None) & (request.c.not_before < not_before)
+        c.execute(update(request).where(theirs & waits).values(not_before=not_before))
+
+    def given_up(self, c: Connection, asked: OpenRequest, *, now: float, why: str) -> None:
+        """A dead letter: its peer gets no answer, and may ask again."""
+        mine = request.c.transaction_uid == asked.transaction_uid
+        c.execute(update(request).where(mine).values(answered_at=now, attempts=asked.attempts + 1))
+        ledger.append(
+            c, "commitment_given_up", actor=self._actor, ae_title=asked.calling_aet, outcome=Outcome.FAILED.value,
+            transaction_uid=asked.transaction_uid, host=asked.host, why=why,
+        )  # fmt: skip

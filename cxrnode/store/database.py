@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.pool import NullPool
 
-from cxrnode.errors import StorageFullError, StoreError
+from cxrnode.errors import StorageFullError, StoreAwayError, StoreError
 from cxrnode.store import ledger
 from cxrnode.store.schema import REVISION, alembic_version, metadata
 
@@ -34,6 +34,9 @@ _POSTGRESQL = (
 )
 _POSTGRESQL_READ_ONLY = ("default_transaction_read_only = on",)  # and takes its time: a pager, a million records
 _CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}  # s, s, ms
+# What these say is not about the rows that they were given: the server, the file, the connection, the pool
+_AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.DisconnectionError, exc.TimeoutError)
+_AWAY_NAMES = frozenset(kind.__name__ for kind in _AWAY)  # PEP 249 gives the drivers' errors the same
 _READ_WAIT_S = 5.0  # for who holds the file: in WAL mode nobody does for long
 _DISK_FULL = "53100"  # SQLSTATE, PostgreSQL appendix A
 _FIRST_VERSION = 1  # PRAGMA user_version of cxrnode 0.1.0, which knew no alembic_version
@@ -46,7 +49,8 @@ class Database:
     `read_only` never writes, waits for nobody and holds nobody up: a transaction sees the store as it was when it
     began. It wants a database of today's schema.
 
-    Raises StoreError where the database cannot be used, StorageFullError where its disk is full.
+    Raises StoreError where the database cannot be used (StoreAwayError where it may be, later), StorageFullError where
+    its disk is full.
     """
 
     def __init__(self, where: Path | str, *, read_only: bool = False) -> None:
@@ -140,13 +144,15 @@ class Database:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Whatever SQLAlchemy, its pool or the driver raise becomes an error of ours."""
         try:
             yield
-        except DBAPIError as e:
+        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as e:
             why = _why(e)
             if _is_full(e):
                 raise StorageFullError(f"cannot write {self.name} ({why}): free some space") from e
-            raise StoreError(f"cannot use the database {self.name} ({why}). {self._mend}") from e
+            kind = StoreAwayError if is_away(e) else StoreError
+            raise kind(f"cannot use the database {self.name} ({why}). {self._mend}") from e
 
 
 def _postgresql_url(where: str) -> URL:
@@ -229,7 +235,7 @@ def _postgresql(url: URL, settings: Sequence[str]) -> Engine:
             url, isolation_level="READ COMMITTED", connect_args=_CONNECT, pool_pre_ping=True, hide_parameters=True
         )
     except ModuleNotFoundError as e:
-        raise StoreError(f"PostgreSQL needs {e.name}: pip install 'cxrnode[postgres]'") from e
+        raise StoreError(f"PostgreSQL needs {e.name}: pip install 'psycopg[binary]'") from e
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi: Any, _record: Any) -> None:
@@ -244,12 +250,20 @@ def _user_version(c: Connection) -> int:
     return int(c.execute(text("PRAGMA user_version")).scalar_one())
 
 
-def _why(e: DBAPIError) -> str:
+def is_away(e: Exception) -> bool:
+    """Whether the database is to blame, and not what it was asked: by SQLAlchemy's word, or by the driver's own."""
+    lost = isinstance(e, DBAPIError) and e.connection_invalidated
+    return lost or isinstance(e, _AWAY) or bool({kind.__name__ for kind in type(e).__mro__} & _AWAY_NAMES)
+
+
+def _why(e: Exception) -> str:
     """The database's own words, without PostgreSQL's DETAIL, which quotes values."""
-    diagnosis = getattr(e.orig, "diag", None)
-    return " ".join(str((diagnosis and diagnosis.message_primary) or e.orig).split())
+    said = e.orig if isinstance(e, StatementError) else e
+    diagnosis = getattr(said, "diag", None)
+    return " ".join(str((diagnosis and diagnosis.message_primary) or said).split())
 
 
-def _is_full(e: DBAPIError) -> bool:
-    sqlite = getattr(e.orig, "sqlite_errorname", "")
-    return sqlite.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(e.orig, "sqlstate", None) == _DISK_FULL
+def _is_full(e: Exception) -> bool:
+    said = e.orig if isinstance(e, DBAPIError) else e
+    sqlite = getattr(said, "sqlite_errorname", "")
+    return sqlite.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(said, "sqlstate", None) == _DISK_FULL

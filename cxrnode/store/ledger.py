@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
@@ -92,7 +92,7 @@ def newest(c: Connection) -> tuple[int, str] | None:
     return (last[0], last[1]) if last else None
 
 
-def events(c: Connection, query: Select[Any] = _ALL) -> Iterator[AuditEvent]:
+def events(c: Connection, query: Select[Any] = _ALL) -> Generator[AuditEvent, None, None]:
     """What `query`, a select of the ledger's columns, finds; never all in memory."""
     with c.execute(query.execution_options(yield_per=_PAGE)) as rows:  # closed where the reader stops early
         for row in rows:

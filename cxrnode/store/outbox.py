@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, update
 
 from cxrnode.store import ledger
+from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import result_object
 from cxrnode.store.queue import STAT, Lease
 from cxrnode.store.schema import delivery, job, result
@@ -65,10 +66,11 @@ class Outbox:
         """
         if not result_uids:
             return 0
-        place = case({uid: n for n, uid in enumerate(result_uids)}, value=result.c.sop_instance_uid)
-        wanted = result.c.sop_instance_uid.in_(result_uids)
-        study = study_instance_uid
-        return sum(self._enqueue(c, wanted, place, destination, now, study) for destination in destinations)
+        return sum(
+            self._enqueue(c, result.c.sop_instance_uid.in_(uids), _place(uids), destination, now, study_instance_uid)
+            for destination in destinations
+            for uids in chunks(result_uids)
+        )
 
     def enqueue_all(self, c: Connection, destination: str, *, now: float) -> int:
         """Have every result sent, study by study; what is in the outbox already stays as it is. Returns how many."""
@@ -181,11 +183,12 @@ class Outbox:
 
     def reopen_refused(self, c: Connection, study_instance_uids: Sequence[str], *, now: float) -> None:
         """Have the results of these studies that a destination refused sent once more."""
-        of_studies = select(result.c.sop_instance_uid).where(result.c.study_instance_uid.in_(study_instance_uids))
-        chosen = and_(delivery.c.state == REFUSED, delivery.c.result_uid.in_(of_studies))
-        for d in _pick(c, chosen, None):
-            _update(c, [d], state=PENDING, attempts=0, not_before=now, updated_at=now, transaction_uid=None, **_FREE)
-            self._audit(c, "delivery_reopened", d)
+        for uids in chunks(dict.fromkeys(study_instance_uids)):
+            chosen = and_(delivery.c.state == REFUSED, result.c.study_instance_uid.in_(uids))
+            for d in _pick(c, chosen, None):
+                again = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now}
+                _update(c, [d], **again, transaction_uid=None, **_FREE)
+                self._audit(c, "delivery_reopened", d)
 
     # -- storage commitment (PS3.4 annex J)
 
@@ -242,14 +245,14 @@ class Outbox:
         """
         now = time.time() if now is None else now
         asked = _pick(c, delivery.c.transaction_uid == transaction_uid, None) if transaction_uid else []
-        reasons = dict(failed)
+        reasons, kept = dict(failed), set(committed)
         for d in asked:
             uid = d.made.sop_instance_uid
             if d.state != SENT:
                 continue
             if uid in reasons:
                 self._not_kept(c, d, reasons[uid], now)
-            elif uid in committed:
+            elif uid in kept:
                 _update(c, [d], state=COMMITTED, updated_at=now)
                 self._audit(c, "committed", d, transaction_uid=transaction_uid)
         return bool(asked)
@@ -272,6 +275,10 @@ class Outbox:
     def _ae_title(self, destination: str) -> str:
         """Of what has no name in the configuration, its name begins with it: AET@host:port."""
         return self._ae_titles.get(destination) or "@".join(destination.split("@")[:-1])
+
+
+def _place(result_uids: Sequence[str]) -> ColumnElement[int]:
+    return case({uid: n for n, uid in enumerate(result_uids)}, value=result.c.sop_instance_uid)
 
 
 def _in_state(destination: str, state: str) -> ColumnElement[bool]:
@@ -323,5 +330,5 @@ def _pick(c: Connection, which: ColumnElement[bool], limit: int | None) -> list[
 
 
 def _update(c: Connection, picked: Sequence[Delivery], **values: Any) -> None:
-    if picked:
-        c.execute(update(delivery).where(delivery.c.id.in_([d.id for d in picked])).values(**values))
+    for ids in chunks(d.id for d in picked):
+        c.execute(update(delivery).where(delivery.c.id.in_(ids)).values(**values))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, or_, select, true
 
+from cxrnode.store.ledger import identifier
 from cxrnode.store.outbox import PENDING, REFUSED
 from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, ROUTINE, STAT
 from cxrnode.store.schema import delivery, instance, job, ledger, result
@@ -17,18 +18,47 @@ from cxrnode.types import Outcome
 
 _JOB_COLUMNS = (
     job.c.id, job.c.state, job.c.priority, job.c.attempts, job.c.outcome, job.c.reason, job.c.detail,
-    job.c.study_instance_uid, instance.c.sop_instance_uid, instance.c.calling_aet, instance.c.received_at,
-    instance.c.path,
+    job.c.study_instance_uid, instance.c.sop_instance_uid, instance.c.calling_aet, instance.c.host,
+    instance.c.received_at, instance.c.path, job.c.not_before, job.c.last_error,
 )  # fmt: skip
 Row = dict[str, Any]
 
 
-def jobs(c: Connection, *, states: Sequence[str], limit: int) -> list[Row]:
-    """The newest jobs in these states (all where none is named), newest first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which images: those that pass all of it. `delivery`: what became of a result of theirs, at `destination` if one
+    is named, else anywhere. A patient's studies are those that the ledger knows."""
+
+    states: Sequence[str] = ()
+    study: str | None = None
+    patient: str | None = None
+    destination: str | None = None
+    deliveries: Sequence[str] = ()
+
+
+def jobs(c: Connection, wanted: Wanted, *, limit: int) -> list[Row]:
+    """The newest of them, newest first."""
     query = select(*_JOB_COLUMNS).join(instance, instance.c.id == job.c.id).order_by(job.c.id.desc()).limit(limit)
-    if states:
-        query = query.where(job.c.state.in_(states))
-    return [dict(row) for row in c.execute(query).mappings()]
+    return [dict(row) for row in c.execute(query.where(*_conditions(wanted))).mappings()]
+
+
+def _conditions(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
+    if wanted.states:
+        yield job.c.state.in_(wanted.states)
+    if wanted.study is not None:
+        yield job.c.study_instance_uid == wanted.study
+    if wanted.patient is not None:
+        yield job.c.study_instance_uid.in_(
+            select(ledger.c.study_instance_uid).where(ledger.c.patient_id == identifier(wanted.patient))
+        )
+    there = true() if wanted.destination is None else delivery.c.destination == wanted.destination
+    ours = delivery.c.result_uid == result.c.sop_instance_uid
+    if wanted.deliveries:  # few of many: found by their state
+        in_state = there & delivery.c.state.in_(wanted.deliveries)
+        yield job.c.study_instance_uid.in_(select(result.c.study_instance_uid).join(delivery, ours).where(in_state))
+    elif wanted.destination is not None:  # most of them: looked up for each image, result by result
+        sent = exists().where(ours & there).correlate(result)
+        yield exists().where((result.c.study_instance_uid == job.c.study_instance_uid) & sent).correlate(job)
 
 
 def job_row(c: Connection, job_id: int) -> Row | None:
@@ -46,7 +76,7 @@ def deliveries_of(c: Connection, row: Row) -> list[Row]:
     query = (
         select(
             result.c.kind, result.c.sop_instance_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts,
-            delivery.c.status,
+            delivery.c.status, delivery.c.not_before,
         )
         .outerjoin(delivery, delivery.c.result_uid == result.c.sop_instance_uid)
         .where(mine)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, insert, select, update
 
 from cxrnode.store import ledger
+from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import add_result
 from cxrnode.store.schema import instance, job, settings, study
 from cxrnode.store.upsert import upsert
@@ -47,15 +48,19 @@ _INSERT_STUDY = upsert(study)
 _TOUCH_STUDY = _INSERT_STUDY.on_conflict_do_update(
     index_elements=["study_instance_uid"], set_={"last_received_at": _INSERT_STUDY.excluded.last_received_at}
 )
-_TWINS = (
-    select(instance.c.pixel_digest, instance.c.path)
+_SEEN = (
+    select(
+        instance.c.id, instance.c.path, instance.c.pixel_digest, instance.c.study_instance_uid, instance.c.header,
+        job.c.outcome, job.c.reason,
+    )
     .join(job, job.c.id == instance.c.id)
     .where(
         instance.c.sop_instance_uid == bindparam("uid"),
         instance.c.pixel_digest.is_not(None),
         job.c.outcome != Outcome.DUPLICATE.value,
     )
-)
+    .order_by(instance.c.id)
+)  # fmt: skip
 _SAME_UID = select(instance.c.path, instance.c.sha256).where(instance.c.sop_instance_uid == bindparam("uid"))
 _DIGEST = update(instance).where(instance.c.id == bindparam("job_id")).values(pixel_digest=bindparam("pixel_digest"))
 _WRITTEN = ("state", "outcome", "reason", "detail", "class_index", "probabilities", "cam_max", "engine")
@@ -127,6 +132,18 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenImage:
+    """An image that was let in before another with its SOP Instance UID, and what came of it."""
+
+    job_id: int
+    path: str
+    pixel_digest: str
+    study_instance_uid: str
+    header: bytes
+    rejected: Reason | None  # None: analysed, or about to be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """Who claims, and until when. Times are seconds since 1970, UTC."""
 
@@ -153,7 +170,10 @@ class Queue:
     # -- in
 
     def known_paths(self, c: Connection, paths: Sequence[str]) -> set[str]:
-        return set(c.execute(select(instance.c.path).where(instance.c.path.in_(paths))).scalars())
+        known: set[str] = set()
+        for some in chunks(paths):
+            known.update(c.execute(select(instance.c.path).where(instance.c.path.in_(some))).scalars())
+        return known
 
     def add(self, c: Connection, items: Iterable[NewItem], *, now: float) -> None:
         """Take items in, in archive order. One with a rejection is at its end state at once: no study to report to."""
@@ -262,6 +282,24 @@ class Queue:
         mine = (job.c.state == CLAIMED) & (job.c.lease_owner == lease.owner)
         c.execute(update(job).where(mine).values(lease_until=lease.until))
 
+    def claimed_by(self, c: Connection, owner: str) -> set[int]:
+        """The jobs that this owner holds."""
+        mine = (job.c.state == CLAIMED) & (job.c.lease_owner == owner)
+        return set(c.execute(select(job.c.id).where(mine)).scalars())
+
+    def hand_back(self, c: Connection, owner: str, job_ids: Iterable[int]) -> None:
+        """Anybody's again, and on record: its owner claimed these and forgot them. The attempt counts."""
+        free = {"state": RECEIVED, "lease_owner": None, "lease_until": None}
+        for job_id in sorted(job_ids):
+            mine = (job.c.id == job_id) & (job.c.state == CLAIMED) & (job.c.lease_owner == owner)
+            c.execute(update(job).where(mine).values(**free))
+            named = (instance.c.path, instance.c.study_instance_uid, instance.c.sop_instance_uid)
+            row = c.execute(select(*named).where(instance.c.id == job_id)).one()
+            ledger.append(
+                c, "forgotten", actor=self._actor, study_instance_uid=row.study_instance_uid,
+                sop_instance_uid=row.sop_instance_uid, path=row.path,
+            )  # fmt: skip
+
     def release(self, c: Connection, owner: str) -> None:
         """Hand back what the owner claimed and could not finish through no fault of the images."""
         mine = (job.c.state == CLAIMED) & (job.c.lease_owner == owner)
@@ -276,11 +314,20 @@ class Queue:
     def count_waiting(self, c: Connection) -> int:
         return int(c.execute(select(func.count()).where(job.c.state.in_((RECEIVED, CLAIMED)))).scalar_one())
 
+    def count_all(self, c: Connection) -> int:
+        return int(c.execute(select(func.count()).select_from(instance)).scalar_one())
+
     # -- out
 
-    def twins(self, c: Connection, sop_instance_uid: str) -> dict[str, str]:
-        """Pixel digest -> path of every finished file with this SOP Instance UID that is no duplicate itself."""
-        return {row.pixel_digest: row.path for row in c.execute(_TWINS, {"uid": sop_instance_uid})}
+    def seen(self, c: Connection, sop_instance_uid: str) -> list[SeenImage]:
+        """Every finished image with this SOP Instance UID that is no duplicate itself, the oldest first."""
+        return [
+            SeenImage(
+                job_id=row.id, path=row.path, pixel_digest=row.pixel_digest, study_instance_uid=row.study_instance_uid,
+                header=row.header, rejected=None if row.outcome == Outcome.ANALYSED else Reason(row.reason),
+            )
+            for row in c.execute(_SEEN, {"uid": sop_instance_uid})
+        ]  # fmt: skip
 
     def finish(self, c: Connection, finding: Finding, *, owner: str) -> bool:
         """claimed -> analysed, with the outcome, the capture and the ledger record. False: the lease was lost."""
@@ -318,7 +365,7 @@ class Queue:
         why: Rejection | None,
         **detail: Any,
     ) -> None:
-        reason = {"reason": why.reason.value, "why": why.detail} if why else {}
+        reason = {"reason": why.reason.value, "why": storable(why.detail)} if why else {}
         known = {k: v for k, v in detail.items() if v is not None}
         ledger.append(
             c, outcome.value, actor=self._actor, study_instance_uid=study_uid, outcome=outcome.value, path=path,
@@ -332,6 +379,9 @@ class Queue:
 
         Returns the Study Instance UID of each that was changed.
         """
+        return [uid for ids in chunks(dict.fromkeys(job_ids)) for uid in self._retry(c, ids)]
+
+    def _retry(self, c: Connection, job_ids: Sequence[int]) -> list[str]:
         again = {"state": RECEIVED, "attempts": 0, "not_before": 0.0, "lease_owner": None, "lease_until": None}
         chosen = job.c.id.in_(job_ids) & job.c.state.in_((ANALYSED, REPORTED)) & job.c.study_instance_uid.is_not(None)
         columns = (job.c.id, job.c.study_instance_uid, instance.c.sop_instance_uid)
@@ -346,8 +396,12 @@ class Queue:
 
     def bury(self, c: Connection, job_ids: Sequence[int]) -> int:
         """Give these up: no more attempts; their studies' reports say that they were not analysed."""
-        chosen = job.c.id.in_(job_ids) & job.c.state.in_((RECEIVED, CLAIMED))
-        ids = list(c.execute(select(job.c.id).where(chosen)).scalars())
+        waits = job.c.state.in_((RECEIVED, CLAIMED))
+        ids = [
+            job_id
+            for some in chunks(dict.fromkeys(job_ids))
+            for job_id in c.execute(select(job.c.id).where(job.c.id.in_(some) & waits)).scalars()
+        ]
         for job_id in ids:
             self._bury(c, job_id, Rejection(reason=Reason.GAVE_UP, detail="by hand"))
         return len(ids)
@@ -377,8 +431,13 @@ def rejection_columns(rejection: Rejection | None) -> dict[str, Any]:
     return {
         "outcome": rejection.reason.outcome.value,
         "reason": rejection.reason.value,
-        "detail": rejection.detail,
+        "detail": storable(rejection.detail),
     }
+
+
+def storable(text: str) -> str:
+    """Text from outside as every database holds it: no NUL, and bytes that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _header_columns(header: Any) -> dict[str, Any]:

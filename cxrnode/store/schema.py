@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from cxrnode.store.triggers import keep_append_only
 
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()
 
@@ -89,6 +89,7 @@ job = Table(
     Column("probabilities", JSON),
     Column("cam_max", Float),
     Column("engine", Text),
+    Column("report_uid", String(64)),  # the newest SR that speaks of it
     Index("ix_job_state", "state", "priority", "id"),
     Index("ix_job_study", "study_instance_uid", "state"),
 )
@@ -113,7 +114,7 @@ result = Table(
     Column("sop_instance_uid", String(64), nullable=False, unique=True),
     Column("kind", String(16), nullable=False),
     Column("study_instance_uid", String(64), nullable=False),
-    Column("instance_id", Integer, ForeignKey("instance.id")),  # of a capture; an SR belongs to the whole study
+    Column("instance_id", Integer, ForeignKey("instance.id")),  # of a capture; of an SR, job.report_uid says it
     Column("sop_class_uid", String(64), nullable=False),
     Column("series_instance_uid", String(64)),
     Column("path", Text, nullable=False),  # relative to the output folder

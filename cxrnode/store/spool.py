@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from cxrnode.errors import StorageFullError, StoreError
-from engines.files import whole
+from engines.files import PRIVATE_UMASK, whole
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+_TRY_AGAIN_S = 0.1
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -37,6 +42,20 @@ def sweep_partial(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def keep_private(folder: Path) -> None:
+    """From now on what this process and its children make is the owner's alone, and so is `folder` with all below it.
+
+    An older version's files in it are tightened too (SQLite gives a -wal and a -shm the mode of their database); what
+    belongs to somebody else stays as it is.
+    """
+    os.umask(PRIVATE_UMASK)
+    for path in (folder, *folder.iterdir()) if folder.is_dir() else ():
+        mode = path.lstat().st_mode
+        if mode & PRIVATE_UMASK and not stat.S_ISLNK(mode):
+            with suppress(PermissionError):
+                path.chmod(stat.S_IMODE(mode) & ~PRIVATE_UMASK)
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Say what is wrong with the disk in words; other OSErrors pass."""
@@ -49,11 +68,21 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` alone. Raises StoreError with the words of `busy` where another process has it."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(busy) from None
-        yield
+def locked(path: Path, busy: str, *, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the lock file `path` alone; its descriptor. A process that is given that one holds the lock, too.
+
+    Raises StoreError with the words of `busy` where another process has it, and still after `wait_s` seconds.
+    """
+    with storage_errors(path):
+        lock = path.open("w")
+    deadline = time.monotonic() + wait_s
+    with lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StoreError(busy) from None
+                time.sleep(_TRY_AGAIN_S)
+        yield lock.fileno()

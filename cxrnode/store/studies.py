@@ -1,21 +1,24 @@
 """Studies: which one is ready for its report, who is making it, and what came of it.
 
-A study has one SR at a time. It is ready when none of its images is left to analyse and nothing was added to it for a
-while; an image that comes later makes it ready again, and the next SR names the one before.
+A study has one SR at a time, or one for each patient whose images it holds. It is ready when none of its images is left
+to analyse and nothing was added to it for a while; an image that comes later makes it ready again, and the next SR
+names the one before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select, true, update
 
 from cxrnode.store import ledger
+from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import add_result, result_object
 from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, REPORTED, STAT, Lease, lease_ended, rejection_columns
 from cxrnode.store.schema import instance, job, result, study
-from cxrnode.types import Kind, Outcome, Prediction, Reason, Rejection, ResultObject, StoredImage, Study
+from cxrnode.types import Kind, Outcome, Prediction, Reason, Rejection, Report, StoredImage, Study
 
 _IMAGES = (
     select(instance, job)
@@ -35,7 +38,7 @@ _SRS = (
     .order_by(result.c.id)
 )
 _CAPTURES = (
-    select(result.c.sop_instance_uid)
+    select(result.c.sop_instance_uid, result.c.instance_id)
     .join(job, job.c.id == result.c.instance_id)
     .where(job.c.study_instance_uid == bindparam("study"), result.c.kind == Kind.CAPTURE.value)
     .order_by(result.c.id)
@@ -90,13 +93,14 @@ class Studies:
     def _study(self, c: Connection, row: Any) -> Study:
         uid = row.study_instance_uid
         rows = c.execute(_IMAGES, {"study": uid}).all()
-        images = [(_stored_image(r), (r.sop_instance_uid, r.pixel_digest)) for r in rows]
-        told = [(i, source) for i, source in images if i.rejection is None or i.rejection.reason.in_report]
+        images = [(r.id, _stored_image(r), (r.sop_instance_uid, r.pixel_digest)) for r in rows]
+        told = [i for i in images if i[1].rejection is None or i[1].rejection.reason.in_report]
         return Study(
             study_instance_uid=uid,
             job_ids=tuple(r.id for r in rows if r.state == ANALYSED),
-            images=tuple(i for i, _ in told),
-            sources=tuple(source for _, source in told),
+            images=tuple(image for _, image, _ in told),
+            image_ids=tuple(image_id for image_id, _, _ in told),
+            sources=tuple(source for _, _, source in told),
             last_received_at=row.last_received_at,
             stat=any(r.priority == STAT for r in rows),
             earlier=tuple(result_object(r) for r in c.execute(_SRS, {"study": uid})),
@@ -104,6 +108,16 @@ class Studies:
 
     def heartbeat(self, c: Connection, lease: Lease) -> None:
         c.execute(update(study).where(study.c.lease_owner == lease.owner).values(lease_until=lease.until))
+
+    def claimed_by(self, c: Connection, owner: str) -> set[str]:
+        """The studies that this owner holds."""
+        return set(c.execute(select(study.c.study_instance_uid).where(study.c.lease_owner == owner)).scalars())
+
+    def hand_back(self, c: Connection, owner: str, uids: Iterable[str]) -> None:
+        """Anybody's again, and on record: their owner claimed these and forgot them."""
+        for uid in sorted(uids):
+            if self._release(c, uid, owner):
+                ledger.append(c, "forgotten", actor=self._actor, study_instance_uid=uid)
 
     def release(self, c: Connection, owner: str) -> None:
         """Hand back what the owner claimed."""
@@ -113,44 +127,68 @@ class Studies:
         """Free every claim. Only where the caller knows that nobody else works on this store."""
         c.execute(update(study).where(study.c.lease_owner.is_not(None)).values(**_FREE))
 
-    def reported(self, c: Connection, reported: Study, sr: ResultObject | None, *, owner: str) -> list[str] | None:
-        """analysed -> reported for every job of the study, with its SR (None where nothing was to be reported).
+    def reported(self, c: Connection, study: Study, reports: Sequence[Report], *, owner: str) -> list[str] | None:
+        """analysed -> reported for every job of the study, with the report of each patient (none: nothing to report).
 
-        Returns the UIDs of what is to be sent: the SR, then the captures. None: the lease was lost, nothing changed.
+        Returns the UIDs of what is to be sent: the SRs, then the captures of the images that are in one. None: the
+        lease was lost, nothing changed.
         """
-        uid = reported.study_instance_uid
+        uid = study.study_instance_uid
         if not self._release(c, uid, owner):
             return None
-        if sr:
-            before = reported.predecessor_of(sr.sop_instance_uid)
-            add_result(
-                c, sr, actor=self._actor, predecessor_uid=before.sop_instance_uid if before else None,
-                sources=reported.sources,
-            )  # fmt: skip
-        _close(c, reported)
-        return [*([sr.sop_instance_uid] if sr else []), *c.execute(_CAPTURES, {"study": uid}).scalars()]
+        held_back: set[int] = set()
+        for report in reports:
+            ids = [study.image_ids[place] for place in report.images]
+            if report.sr:
+                sources = [study.sources[place] for place in report.images]
+                add_result(
+                    c, report.sr, actor=self._actor, predecessor_uid=report.predecessor_uid, sources=sources
+                )  # fmt: skip
+                _set(c, ids, true(), {"report_uid": report.sr.sop_instance_uid})
+            elif report.held_back:
+                held_back.update(ids)
+                self._fail(c, uid, ids, report.held_back)
+        if len(reports) > 1:
+            self._flag_patients(c, study, len(reports))
+        _close(c, study)
+        captures = c.execute(_CAPTURES, {"study": uid})
+        return [
+            *(r.sr.sop_instance_uid for r in reports if r.sr),
+            *(row.sop_instance_uid for row in captures if row.instance_id not in held_back),
+        ]
 
-    def failed(self, c: Connection, failed: Study, rejection: Rejection, *, owner: str) -> bool:
-        """The study's SR could not be made: what was to be in it has failed. False: the lease was lost."""
-        uid = failed.study_instance_uid
-        if not self._release(c, uid, owner):
-            return False
-        in_report = job.c.id.in_(failed.job_ids) & (job.c.outcome == Outcome.ANALYSED.value)
-        c.execute(update(job).where(in_report).values(**rejection_columns(rejection)))
+    def failed(self, c: Connection, study: Study, rejection: Rejection, *, owner: str) -> bool:
+        """No report of the study could be made: what was to be in one has failed. False: the lease was lost."""
+        everybody = Report(images=tuple(range(len(study.images))), held_back=rejection)
+        return self.reported(c, study, [everybody], owner=owner) is not None
+
+    def _fail(self, c: Connection, uid: str, ids: Sequence[int], why: Rejection) -> None:
+        open_ = (job.c.state == ANALYSED) & (job.c.outcome != Outcome.FAILED.value)  # no report has told of it yet
+        _set(c, ids, open_, rejection_columns(why))
         ledger.append(
-            c, "report_failed", actor=self._actor, study_instance_uid=uid, outcome=Outcome.FAILED.value,
-            why=rejection.text,
-        )  # fmt: skip
-        _close(c, failed)
-        return True
+            c, "report_failed", actor=self._actor, study_instance_uid=uid, outcome=Outcome.FAILED.value, why=why.text
+        )
+
+    def _flag_patients(self, c: Connection, study: Study, patients: int) -> None:
+        """The rows and the ledger say that the study holds several patients, for somebody has to put it right."""
+        why = Rejection(reason=Reason.SEVERAL_PATIENTS, detail=f"{patients} patients, a report each")
+        unflagged = (job.c.outcome == Outcome.ANALYSED.value) & job.c.reason.is_(None)
+        _set(c, study.image_ids, unflagged, {"reason": why.reason.value, "detail": why.detail})
+        ledger.append(
+            c, why.reason.value, actor=self._actor, study_instance_uid=study.study_instance_uid, patients=patients
+        )
 
     def _release(self, c: Connection, uid: str, owner: str) -> bool:
         return c.execute(_RELEASE, {"study": uid, "owner": owner}).rowcount == 1
 
 
-def _close(c: Connection, reported: Study) -> None:
-    mine = job.c.id.in_(reported.job_ids) & (job.c.state == ANALYSED)
-    c.execute(update(job).where(mine).values(state=REPORTED))
+def _close(c: Connection, study: Study) -> None:
+    _set(c, study.job_ids, job.c.state == ANALYSED, {"state": REPORTED})
+
+
+def _set(c: Connection, ids: Sequence[int], condition: ColumnElement[bool], values: dict[str, Any]) -> None:
+    for some in chunks(ids):
+        c.execute(update(job).where(job.c.id.in_(some) & condition).values(**values))
 
 
 def _stored_image(row: Row[Any]) -> StoredImage:

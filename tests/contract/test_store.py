@@ -13,7 +13,7 @@ from cxrnode.store.queue import MAX_ATTEMPTS, Finding, Queue
 from cxrnode.store.schema import instance, job
 from cxrnode.store.studies import Studies
 from cxrnode.types import Kind, NewItem, Reason, Receipt, Rejection
-from tests.support.store import NOW, analysed, claim, item, kinds, lease, made, received, study_uid
+from tests.support.store import NOW, analysed, claim, item, kinds, lease, made, received, reports, study_uid
 
 QUEUE, STUDIES = Queue("test"), Studies("test")
 LATERAL = Rejection(reason=Reason.LATERAL, detail="ViewPosition=LL")
@@ -165,7 +165,7 @@ def test_a_finding_reads_back_as_it_was(database: Database) -> None:
         QUEUE.finish(c, Finding(job=second, rejection=LATERAL), owner="a")
     with database.begin() as c:
         (study,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
-        captures = STUDIES.reported(c, study, None, owner="a")
+        captures = STUDIES.reported(c, study, (), owner="a")
     assert [i.kept_header for i in study.images] == [b"header 1 1", b"header 1 2"]
     assert study.images[0].prediction == analysed(first).prediction
     assert study.images[0].pixel_digest == f"{first.id:064x}"
@@ -173,15 +173,20 @@ def test_a_finding_reads_back_as_it_was(database: Database) -> None:
     assert captures == [f"2.25.{first.id}"]
 
 
-def test_twins_are_the_finished_films_with_a_uid(database: Database) -> None:
+def test_seen_are_the_finished_films_with_a_uid(database: Database) -> None:
     with database.begin() as c:
         QUEUE.receive(c, [received(1, 1), received(1, 1, sha256="b"), received(1, 1, sha256="c")])
-        first, second, _ = claim(c)
+        first, second, third = claim(c)
         QUEUE.finish(c, analysed(first), owner="a")
         duplicate = Finding(job=second, pixel_digest="9" * 64, rejection=Rejection(reason=Reason.DUPLICATE))
         QUEUE.finish(c, duplicate, owner="a")
-        assert QUEUE.twins(c, first.sop_instance_uid) == {f"{first.id:064x}": first.path}
-        assert QUEUE.twins(c, "1.2.3") == {}
+        QUEUE.finish(c, Finding(job=third, pixel_digest="8" * 64, rejection=LATERAL), owner="a")
+        seen = QUEUE.seen(c, first.sop_instance_uid)
+        assert [(i.job_id, i.path, i.pixel_digest, i.rejected) for i in seen] == [
+            (first.id, first.path, f"{first.id:064x}", None), (third.id, third.path, "8" * 64, Reason.LATERAL)
+        ]  # fmt: skip
+        assert (seen[0].study_instance_uid, seen[0].header) == (first.study_instance_uid, first.header)
+        assert QUEUE.seen(c, "1.2.3") == []
 
 
 def test_a_repeat_makes_the_same_object_again(database: Database) -> None:
@@ -193,7 +198,7 @@ def test_a_repeat_makes_the_same_object_again(database: Database) -> None:
         (again,) = claim(c)
         QUEUE.finish(c, analysed(again), owner="a")
         (study,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
-        assert STUDIES.reported(c, study, None, owner="a") == [f"2.25.{first.id}"]
+        assert STUDIES.reported(c, study, (), owner="a") == [f"2.25.{first.id}"]
 
 
 def test_a_job_is_buried_by_hand(database: Database) -> None:
@@ -240,14 +245,14 @@ def test_a_late_image_makes_a_new_report_that_names_the_one_before(database: Dat
         QUEUE.finish(c, analysed(claim(c)[0]), owner="a")
         (study,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
         assert study.earlier == ()
-        assert STUDIES.reported(c, study, first_sr, owner="a") == ["2.25.901", "2.25.1"]
+        assert STUDIES.reported(c, study, reports(study, first_sr), owner="a") == ["2.25.901", "2.25.1"]
         assert STUDIES.claim(c, lease(), quiet_s=0.0, limit=9) == []
         QUEUE.receive(c, [received(1, 2)])
         QUEUE.finish(c, analysed(claim(c)[0]), owner="a")
         (study,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
         assert len(study.images) == 2
         assert study.earlier == (first_sr,)
-        assert STUDIES.reported(c, study, second_sr, owner="a") == ["2.25.902", "2.25.1", "2.25.2"]
+        assert STUDIES.reported(c, study, reports(study, second_sr), owner="a") == ["2.25.902", "2.25.1", "2.25.2"]
 
 
 def test_what_comes_while_the_report_is_made_is_in_the_next_one(database: Database) -> None:
@@ -257,7 +262,7 @@ def test_what_comes_while_the_report_is_made_is_in_the_next_one(database: Databa
         (study,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
         QUEUE.receive(c, [received(1, 2)])
         QUEUE.finish(c, analysed(claim(c)[0]), owner="a")
-        assert STUDIES.reported(c, study, made("2.25.901", 1, Kind.SR), owner="a")
+        assert STUDIES.reported(c, study, reports(study, made("2.25.901", 1, Kind.SR)), owner="a")
         (again,) = STUDIES.claim(c, lease(), quiet_s=0.0, limit=9)
         assert len(again.images) == 2
 
@@ -283,7 +288,7 @@ def test_a_lost_study_lease_changes_nothing(database: Database) -> None:
         assert STUDIES.claim(c, lease("b", NOW + 100), quiet_s=0.0, limit=9) == []
         (theirs,) = STUDIES.claim(c, lease("b", NOW + 111), quiet_s=0.0, limit=9)
         before = kinds(c)
-        assert STUDIES.reported(c, mine, made("2.25.900", 1, Kind.SR), owner="a") is None
+        assert STUDIES.reported(c, mine, reports(mine, made("2.25.900", 1, Kind.SR)), owner="a") is None
         assert not STUDIES.failed(c, mine, LATERAL, owner="a")
         assert kinds(c) == before
         STUDIES.release_all(c)

@@ -73,7 +73,7 @@ def do_everything(where: Path | str, number: int) -> None:
         with database.begin(shared=True) as c:
             ready = studies.claim(c, lease(owner), quiet_s=0.0, limit=2)
         with database.begin() as c:
-            assert all(studies.reported(c, study, None, owner=owner) is not None for study in ready)
+            assert all(studies.reported(c, study, (), owner=owner) is not None for study in ready)
     database.close()
 
 

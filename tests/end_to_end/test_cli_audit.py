@@ -95,7 +95,7 @@ def test_verified_anchored_exported_and_then_forged(out: Path, run: Run) -> None
     assert len(printed.splitlines()) == before + 2
     for how in (("--out", out), ("--file", copy)):
         code, told, _ = run("verify", *how, "--anchor", anchors)
-        assert (code, f"{before + 2} records hold, 1 anchors agree" in told) == (0, True)
+        assert (code, f"{before + 2} records hold, 1 anchor agrees" in told) == (0, True)
     database = Database(out / LEDGER_NAME)
     with database.begin() as c:
         c.execute(text("DROP TRIGGER ledger_no_delete"))

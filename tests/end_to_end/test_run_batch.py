@@ -71,7 +71,7 @@ def test_every_file_seen_has_one_row_with_its_outcome(mixed: Path) -> None:
         "no-study-uid": ("failed", Reason.MISSING_UID),
         "text.dcm": ("not_analysed", Reason.NOT_DICOM),
         "black": ("not_analysed", Reason.IMPLAUSIBLE_PIXELS),
-        "nested.zip": ("not_analysed", Reason.NESTED_ARCHIVE),
+        "nested.zip": ("failed", Reason.NESTED_ARCHIVE),
     }  # fmt: skip
     assert found == expected
     assert len(rows(mixed / "out")) == len(expected) + 2  # two studies hold an i0 and an i1
@@ -188,7 +188,7 @@ def test_formats(tmp_path: Path) -> None:
     folder = studies(tmp_path / "in", 1)
     table = run(folder, out=tmp_path / "out")
     assert "1 analysed" in table.stdout
-    assert "analysing: 1 of 1 files" in table.stderr
+    assert "analysing: 1 of 1 file," in table.stderr
     as_csv = run(folder, out=tmp_path / "out", options=("--format", "csv"))
     assert as_csv.stdout == (tmp_path / "out" / "results.csv").read_text(encoding="utf-8")
     quiet = run(folder, out=tmp_path / "out", options=("--quiet",))

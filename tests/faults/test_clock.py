@@ -16,7 +16,7 @@ from cxrnode.store.queue import Job, Lease, Queue
 from cxrnode.store.studies import Studies
 from cxrnode.types import Destination, Kind, Study
 from tests.support.outbox import queue_up, states
-from tests.support.store import NOW, analysed, made, received
+from tests.support.store import NOW, analysed, made, received, reports
 
 JUMPS_S = (3600.0, -3600.0, 1200.0, -1200.0, 90.0, -90.0)
 LEASE_S = 10.0
@@ -68,7 +68,7 @@ class Worker:
                 for study in self.studies:
                     uid = study.study_instance_uid
                     sr = made(f"{uid}.9.{len(study.images)}", int(uid.rpartition(".")[2]), Kind.SR)
-                    if STUDIES.reported(c, study, sr, owner=self.name) is not None:
+                    if STUDIES.reported(c, study, reports(study, sr), owner=self.name) is not None:
                         self.reported[uid] += 1
                 self.jobs, self.studies = [], []
                 return

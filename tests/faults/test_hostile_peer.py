@@ -9,6 +9,7 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,8 +21,10 @@ from pydicom import Dataset
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxrnode.dicom import scp
+from cxrnode.dicom import storing as storing_module
 from cxrnode.dicom.negotiation import MAX_PDU_BYTES
 from tests.support.awaiting import await_true
+from tests.support.hostile import KINDS
 from tests.support.make_dicom import SOP_CLASSES, SYNTAXES, chest, to_bytes
 from tests.support.receiving import (
     ANSWER_S,
@@ -252,7 +255,7 @@ def test_absurd_lengths_are_refused_unread(node: Node, *, before: bool, length: 
 
 
 @pytest.mark.parametrize(
-    "uid", [b"../../../../tmp/evil", b"/etc/passwd", b"1.2..3", b"1.02", b"1." + b"2" * 70, b"\xff\xfe", b"1.2\n.3"]
+    "uid", [b"../../../../tmp/evil", b"/etc/passwd", b"1.2..3", b".1", b"1." + b"2" * 70, b"\xff\xfe", b"1.2\n.3"]
 )
 def test_a_uid_that_is_none_becomes_no_path(node: Node, uid: bytes) -> None:
     assert store_raw(node, uid, body(chest(64, 64))) == 0x0117
@@ -261,11 +264,11 @@ def test_a_uid_that_is_none_becomes_no_path(node: Node, uid: bytes) -> None:
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
-def test_a_path_for_a_uid_in_the_data_set_is_not_understood(node: Node, keyword: str) -> None:
+def test_a_path_for_a_uid_in_the_data_set_is_called_so(node: Node, keyword: str) -> None:
     ds = chest(64, 64)
     uid = str(ds.SOPInstanceUID)
     data_set = body(ds).replace(str(ds[keyword].value).encode(), b"../../evil".ljust(len(ds[keyword].value), b"0"))
-    assert store_raw(node, uid.encode(), data_set) == 0xC000
+    assert store_raw(node, uid.encode(), data_set) == 0xC003
     assert not node.files()
     served(node)
 
@@ -288,6 +291,56 @@ def test_a_data_set_that_is_damaged_or_another_is_refused(node: Node) -> None:
     assert not node.files()
     assert store_raw(node, uid, data_set) == 0
     served(node)
+
+
+def test_a_data_set_above_the_limit_is_turned_away_while_it_comes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing_module, "OBJECT_BYTES", 1_000_000)
+    with storing(node) as peer:
+        peer.sendall(p_data(1, 3, command(c_store_rq(CR, b"1.2.3"))))
+        for _ in range(20):
+            peer.sendall(p_data(1, 0, bytes(100_000)))
+        soon(lambda: not list((node.folder / "incoming").iterdir()))
+        peer.sendall(p_data(1, 2, b""))
+        assert status_of(read_pdu(peer)) == 0xC002
+    assert node.refused[-1][2] == 0xC002
+    served(node)
+
+
+@pytest.mark.parametrize("kind", ["items-undefined", "items-kept-open", "elements", "deflated-zeros", "nested"])
+def test_others_are_answered_while_a_hostile_object_is_handled(node: Node, kind: str) -> None:
+    raw_file = KINDS[kind]()
+    data_set = raw_file[144 + struct.unpack_from("<L", raw_file, 140)[0] :]
+    uid = str(chest(96, 80, seed=11).SOPInstanceUID).encode()
+    offered = str(SYNTAXES["deflated" if kind.startswith("deflated") else "explicit"])
+    stop, taken = threading.Event(), []
+
+    def attack() -> None:
+        while not stop.is_set():
+            with raw(node, associate_rq((1, CR, offered))) as peer:
+                assert read_pdu(peer)[0] == ACCEPT
+                peer.sendall(p_data(1, 3, command(c_store_rq(CR, uid))))
+                for at in range(0, len(data_set), 100_000):
+                    peer.sendall(p_data(1, 0, data_set[at : at + 100_000]))
+                peer.sendall(p_data(1, 2, b""))
+                taken.append(status_of(read_pdu(peer)))
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    try:
+        for seed in range(8):
+            began = time.monotonic()
+            assert send(node.port, chest(64, 64, seed=seed)) == [0]
+            assert time.monotonic() - began < ANSWER_S / 4
+    finally:
+        stop.set()
+        attacker.join()
+    assert set(taken) == {0 if kind == "nested" else 0xC002}
+
+
+def test_a_uid_with_leading_zeros_is_taken_as_it_is(node: Node) -> None:
+    ds = chest(64, 64, uids=("1.2.001.64.5", "1.2.001.64.5.07", "1.2.001.64.5.07.1"))
+    assert store_raw(node, b"1.2.001.64.5.07.1", body(ds)) == 0
+    assert [row["study_instance_uid"] for row in node.rows()] == ["1.2.001.64.5"]
 
 
 # 8

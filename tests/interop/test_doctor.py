@@ -75,9 +75,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Ortha
 
 
 def beside(node: Node, folder: Path, **changes: object) -> Path:
-    """Another configuration of the same ports, with a data folder of its own."""
+    """Another configuration of the same node."""
     other = Node(folder=folder / "other", port=node.port, http_port=node.http_port, **changes)  # type: ignore[arg-type]
     other.write_config()
+    other.config.write_text(other.config.read_text().replace('"var"', f'"{node.data_dir}"'))
     return other.config
 
 
@@ -114,7 +115,7 @@ def test_a_pacs_that_is_down_fails(pair: tuple[Node, Orthanc], tmp_path: Path) -
     said = doctor(beside(node, tmp_path, destinations=[("pacs", AET, free_port())]))
     assert said.code == 1
     assert said.level("pacs C-ECHO") == "FAIL"
-    assert "no connection" in said.checks["pacs C-ECHO"][1]
+    assert "no connection: refused by 127.0.0.1:" in said.checks["pacs C-ECHO"][1]
     assert "is the peer up" in said.text
     assert said.level("listener") == "ok"
 
@@ -233,7 +234,10 @@ def test_certificates_and_the_tls_port(tmp_path: Path) -> None:
         node.write_config()
 
         def levels() -> dict[str, str]:
-            return {check.name: check.level.value for check in diagnose(load_config(node.config), store=False)}
+            return {
+                check.name: check.level.value
+                for check in diagnose(load_config(node.config), file=node.config, store=False)
+            }
 
         first = levels()
         assert first["receive.tls.certificate"] == "warn"

@@ -101,7 +101,7 @@ def test_retry_makes_the_same_objects_again_and_sends_what_was_refused(three: Th
     before = three.result_uids()
     three.refusing.steps = iter(lambda: "ok", None)  # it has changed its mind
     done = three.queue("retry", "1")
-    assert (done.returncode, done.stdout.strip()) == (0, "retry: 1 of 1 images"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "retry: 1 of 1 image"), done.stderr
     await_true(lambda: three.node.rows("SELECT state FROM job") == [("reported",)], lambda: three.node.log[-3000:])
     three.await_states("strict", "sent", "sent")
     assert three.result_uids() == before
@@ -112,7 +112,7 @@ def test_retry_makes_the_same_objects_again_and_sends_what_was_refused(three: Th
 @pytest.mark.parametrize("command", ["retry", "bury"])
 def test_what_cannot_be_changed_is_said(three: Three, command: str) -> None:
     done = three.queue(command, "77")
-    assert (done.returncode, done.stdout.strip()) == (1, f"{command}: 0 of 1 images")
+    assert (done.returncode, done.stdout.strip()) == (1, f"{command}: 0 of 1 image")
     assert "cxrnode queue show ID" in done.stderr
 
 

@@ -11,9 +11,10 @@ import pytest
 from pydicom import dcmread
 
 from cxrnode.dicom.header import report_header
+from cxrnode.dicom.text import text_of
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result
-from cxrnode.report.encode import encode
+from cxrnode.report.check import COPIED, check_result
+from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult
 from tests.support import validators as v
@@ -24,6 +25,8 @@ from tests.support.results import SCENARIOS, analysed, cam, context, header, pre
 
 pytestmark = pytest.mark.interop
 
+BREAK_THEIR_VR = {"dirty", "undeclared", "misspelt", "korean"}
+NOT_FOR_HTML = {"undeclared", "korean"}  # dsr2html refuses bytes above 0x7F without a character set that it knows
 PRIVATE = "private_codes"
 DIFFERENT_CONTENT = (
     "normal", "undetermined", "lateral", "mixed", "shared_uid", "no_type_2", "japanese", PRIVATE,
@@ -52,10 +55,11 @@ def _write(path: Path, images: list[ImageResult]) -> Path:
 @pytest.mark.usefixtures("validators")
 @pytest.mark.parametrize("name", [*SCENARIOS, PRIVATE])
 def test_dicom3tools_and_dcmtk_find_no_error_in_a_report(name: str, reports: dict[str, Path], tmp_path: Path) -> None:
-    assert v.dciodvfy(reports[name]) == []
-    assert v.dsrdump(reports[name]) == []
-    assert v.dsr2html(reports[name], tmp_path / "report.html") == []
-    assert b"Research use only" in (tmp_path / "report.html").read_bytes()
+    assert _ours(v.dciodvfy(reports[name]), name) == []
+    assert _ours(v.dsrdump(reports[name]), name) == []
+    if name not in NOT_FOR_HTML:
+        assert v.dsr2html(reports[name], tmp_path / "report.html") == []
+        assert b"Research use only" in (tmp_path / "report.html").read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +94,16 @@ def test_dciodvfy_finds_no_error_in_a_capture(name: str, tmp_path: Path) -> None
     image = next(i for i in SCENARIOS[name]() if i.prediction is not None)
     path = tmp_path / "capture.dcm"
     path.write_bytes(encode(build_capture(image, preview(), cam(), context())))
-    assert v.dciodvfy(path) == []
+    assert _ours(v.dciodvfy(path), name) == []
+
+
+def _ours(errors: list[str], scenario: str) -> list[str]:
+    """Without those at text that is the source's, copied as it is: what breaks its VR there breaks it here."""
+    if scenario not in BREAK_THEIR_VR:
+        return errors
+    return [
+        error for error in errors if not any(f"/{keyword}(" in error for keyword in (*COPIED, "FrameOfReferenceUID"))
+    ]
 
 
 @pytest.mark.usefixtures("validators")
@@ -110,8 +123,10 @@ def test_a_pacs_keeps_the_report_in_the_sources_study(orthanc: Orthanc, name: st
     data = encode(build_sr(images, context()))
     sent = dcmread(BytesIO(data))
     stored = orthanc.upload(data)
-    assert dcmread(BytesIO(orthanc.get(f"/instances/{stored['ID']}/file"))) == sent
-    assert stored["ParentStudy"] in orthanc.find("Study", StudyInstanceUID=str(images[0].source.StudyInstanceUID))
+    check_result(decode(orthanc.get(f"/instances/{stored['ID']}/file")), images)
+    assert stored["ParentStudy"] in orthanc.find(
+        "Study", StudyInstanceUID=text_of(images[0].source, "StudyInstanceUID")
+    )
     url = f"/dicom-web/studies/{sent.StudyInstanceUID}/series/{sent.SeriesInstanceUID}/instances"
     found = orthanc.get_json(url)
     assert sent.SOPInstanceUID in [f["00080018"]["Value"][0] for f in found]

@@ -65,7 +65,7 @@ def forwarding(database: Database, where: Path, rsyslog: Rsyslog) -> Iterator[No
         patience=Patience(first_wait_s=0.1, longest_wait_s=0.5), confirm_s=0.2,
     )  # fmt: skip
     stopping = threading.Event()
-    thread = threading.Thread(target=forwarder.run, args=(stopping,))
+    thread = threading.Thread(target=forwarder.loop().run, args=(stopping,))
     thread.start()
     try:
         yield
@@ -174,10 +174,10 @@ def test_a_node_with_audit_syslog_sends_it_all(tmp_path: Path, rsyslog: Rsyslog,
         "NODE7"
     }
     rsyslog.stop()
-    (said,) = [check for check in diagnose(config, store=False) if check.name == "audit messages"]
+    (said,) = [check for check in diagnose(config, file=tmp_path, store=False) if check.name == "audit messages"]
     assert "is the syslog server up?" in said.found
     rsyslog.start()
-    (said,) = [check for check in diagnose(config, store=False) if check.name == "audit messages"]
+    (said,) = [check for check in diagnose(config, file=tmp_path, store=False) if check.name == "audit messages"]
     assert "takes a TLS connection" in said.found
 
 

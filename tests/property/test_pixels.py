@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from cxrnode.dicom.pixels import MAX_ERROR, MEAN_ERROR, REDUCED_MAX_ERROR, load_grey
-from cxrnode.dicom.read import read_instance, tolerant
+from cxrnode.dicom.read import read_instance
 from cxrnode.types import FloatArray
 from engines.preprocess import prepare
 from tests.support.make_dicom import LOSSY, SYNTAXES, chest, phantom, to_bytes
@@ -78,7 +78,7 @@ def test_every_encoding_gives_the_picture(coding: dict[str, Any], which: tuple[i
 
 
 def most_of(coding: dict[str, Any]) -> float:
-    return REDUCED_MAX_ERROR if coding["syntax"].startswith("j2k") else MAX_ERROR
+    return REDUCED_MAX_ERROR if "j2k" in coding["syntax"] else MAX_ERROR
 
 
 def users_way(ds: Dataset) -> FloatArray:
@@ -104,8 +104,8 @@ def users_way(ds: Dataset) -> FloatArray:
 def test_any_window_agrees_with_pydicom(coding: dict[str, Any], width: float, shift: float) -> None:
     """Windows that cut off both ends of the picture, where resizing first would show."""
     coding |= {"high_bit": None, "overlay_bits": False}  # pydicom leaves those to its users
-    if coding["syntax"] in ("big_endian", "jpeg_extended"):
-        coding["syntax"] = "explicit"
+    if coding["syntax"].startswith(("big_endian", "jpeg_extended", "jpeg_lossless")):
+        coding["syntax"] = "explicit"  # pydicom fails, or wants a plugin that is no dependency of this project
     if coding["modality"] == "lut":
         coding["signed"] = False  # pydicom's index overflows
     ds = chest(image=PICTURES[1, 0], **coding)
@@ -113,8 +113,7 @@ def test_any_window_agrees_with_pydicom(coding: dict[str, Any], width: float, sh
         span = float(ds.WindowWidth)
         ds.WindowCenter, ds.WindowWidth = f"{float(ds.WindowCenter) + shift * span:.9g}", f"{width * span:.9g}"
     raw = to_bytes(ds)
-    with tolerant():
-        expected = users_way(dcmread_bytes(raw))
+    expected = users_way(dcmread_bytes(raw))
     assert_same(tensor(read_instance(raw)), expected, mean=CODING_MEAN, most=most_of(coding))
 
 
@@ -131,7 +130,9 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("syntax", ["explicit", "big_endian", "rle", "jpeg_baseline", "jpeg_lossless", "j2k", "jpegls"])
+@pytest.mark.parametrize(
+    "syntax", ["explicit", "big_endian", "rle", "jpeg_baseline", "jpeg_lossless", "j2k", "jpegls", "htj2k"]
+)
 @pytest.mark.parametrize(("photometric", "planar"), [("RGB", 0), ("RGB", 1), ("YBR_FULL", 0), ("PALETTE COLOR", 0)])
 def test_scanned_films_in_colour(syntax: str, photometric: str, planar: int) -> None:
     if (photometric, syntax) in IMPOSSIBLE:
@@ -160,8 +161,7 @@ def test_real_radiograph_in_four_encodings(real: dict[str, FloatArray], name: st
 
 def test_real_radiograph_against_the_users_way(real: dict[str, FloatArray]) -> None:
     ds = dcmread(str(get_testdata_file("RG1_UNCR.dcm")))
-    with tolerant():
-        shown = apply_voi_lut(ds.pixel_array, ds) / (2**ds.BitsStored - 1)
+    shown = apply_voi_lut(ds.pixel_array, ds) / (2**ds.BitsStored - 1)
     assert_same(real["RG1_UNCR"], prepare((1 - shown).astype(np.float32), 224, 224))
 
 

@@ -12,7 +12,7 @@ from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.studies import Studies
 from cxrnode.types import Kind, Reason, Rejection
 from tests.support.bundles import make_bundle
-from tests.support.store import NOW, analysed, claim, lease, made, received
+from tests.support.store import NOW, analysed, claim, lease, made, received, reports
 
 PATIENT, OTHER = "P-1", "P 2"
 SR = "2.25.900"
@@ -38,7 +38,7 @@ def lived(where: Path | str) -> Database:
     with database.begin() as c:
         (study,) = studies.claim(c, lease(), quiet_s=0.0, limit=9)
         sr = replace(made(SR, 101, Kind.SR), model=bundle.digest, software="0.1.0")
-        uids = studies.reported(c, study, sr, owner="a") or []
+        uids = studies.reported(c, study, reports(study, sr), owner="a") or []
         outbox.enqueue(c, uids, ["pacs"], now=NOW, study_instance_uid=study.study_instance_uid)
     with database.begin() as c:
         for d in outbox.claim(c, "pacs", lease(), limit=9):

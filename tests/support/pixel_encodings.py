@@ -27,8 +27,11 @@ SYNTAXES: dict[str, uids.UID] = {
     "jpegls_near": uids.JPEGLSNearLossless,
     "j2k": uids.JPEG2000Lossless,
     "j2k_lossy": uids.JPEG2000,
+    "htj2k": uids.HTJ2KLossless,
+    "htj2k_rpcl": uids.HTJ2KLosslessRPCL,
+    "htj2k_lossy": uids.HTJ2K,
 }
-LOSSY = frozenset({"jpeg_baseline", "jpeg_extended", "jpegls_near", "j2k_lossy"})
+LOSSY = frozenset({"jpeg_baseline", "jpeg_extended", "jpegls_near", "j2k_lossy", "htj2k_lossy"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +175,8 @@ def encode(ds: Dataset, values: npt.NDArray[Any], how: Coding) -> None:
     ds["PixelData"].is_undefined_length = True
     if how.syntax in LOSSY:
         ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", f"{len(native) / len(frame):.2f}"
-        ds.LossyImageCompressionMethod = {"jpegls": "ISO_14495_1", "j2k": "ISO_15444_1"}.get(
-            how.syntax.partition("_")[0], "ISO_10918_1"
-        )
+        methods = {"jpegls": "ISO_14495_1", "j2k": "ISO_15444_1", "htj2k": "ISO_15444_15"}
+        ds.LossyImageCompressionMethod = methods.get(how.syntax.partition("_")[0], "ISO_10918_1")
 
 
 def _by_pydicom(syntax: str, **options: Any) -> Any:
@@ -227,12 +229,26 @@ def _by_jpeg(level: int | None = None, predictor: int | None = None) -> Any:
     return encode_frame
 
 
+def _by_htj2k(**options: Any) -> Any:
+    """OpenJPH, which takes every sample of 16 bits as a precision of 16, whatever Bits Stored says."""
+
+    def encode_frame(ds: Dataset, words: npt.NDArray[Any], native: bytes, how: Coding) -> bytes:
+        pixels = _sign_extended(words, how) if how.signed else words
+        pixels = pixels if pixels.ndim == 2 or not how.planar else np.moveaxis(pixels, 0, -1)
+        return bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(pixels), **options))
+
+    return encode_frame
+
+
 _ENCODERS: dict[str, Any] = {
     "rle": _by_pydicom("rle"),
     "jpegls": _by_pydicom("jpegls"),
     "jpegls_near": _by_pydicom("jpegls_near", jls_error=2),
     "j2k": _by_pydicom("j2k"),
     "j2k_lossy": _by_pydicom("j2k_lossy", j2k_cr=[8]),
+    "htj2k": _by_htj2k(),
+    "htj2k_rpcl": _by_htj2k(),
+    "htj2k_lossy": _by_htj2k(reversible=False, level=0.00002),
     "jpeg_baseline": _by_jpeg(level=97),
     "jpeg_extended": _by_jpeg(level=97),
     "jpeg_lossless": _by_jpeg(predictor=1),

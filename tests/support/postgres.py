@@ -34,9 +34,32 @@ def missing_postgres() -> list[str]:
     return [] if binaries() else ["initdb"]
 
 
+@dataclass(kw_only=True)
+class _Server:
+    """The process; `start` and `stop` it as often as you like."""
+
+    command: list[str | Path]
+    log: Path
+    unprivileged: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.log.parent, **self.unprivileged
+            )
+
+    def stop(self) -> None:
+        """At once: its connections are cut, and it recovers at the next start."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(timeout=START_SECONDS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Postgres:
     folder: Path  # with its socket
+    server: _Server
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def new_database(self) -> str:
@@ -50,6 +73,11 @@ class Postgres:
         where = {"host": str(self.folder)}
         url = URL.create("postgresql+psycopg", USER, password, database=name, query=where)
         return url.render_as_string(hide_password=False)
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self.server.start()
+        _await(self)
 
     def connect(self, name: str) -> psycopg.Connection[Any]:
         """A connection of the server's administrator."""
@@ -78,26 +106,25 @@ def running_postgres() -> Iterator[Postgres]:
         server: list[str | Path] = [
             programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off",
         ]  # fmt: skip
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(server, stdout=log, stderr=log, cwd=folder, **unprivileged)
+        process = _Server(command=server, log=folder / "log", unprivileged=unprivileged)
         try:
-            peer = Postgres(folder=folder)
-            _await(peer, process)
+            peer = Postgres(folder=folder, server=process)
+            peer.start()
             with peer.connect("postgres") as raw:
                 raw.execute(f"CREATE ROLE {USER} LOGIN CREATEDB PASSWORD '{PASSWORD}'")
             yield peer
         finally:
-            process.send_signal(signal.SIGQUIT)  # its data is thrown away
-            process.wait(timeout=START_SECONDS)
+            process.stop()  # its data is thrown away
 
 
-def _await(peer: Postgres, process: subprocess.Popen[bytes]) -> None:
+def _await(peer: Postgres) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             peer.connect("postgres").close()
             return
         except psycopg.OperationalError as e:
-            if process.poll() is not None or time.monotonic() > deadline:
+            process = peer.server.process
+            if process is None or process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL does not answer:\n{(peer.folder / 'log').read_text()}") from e
             time.sleep(0.05)

@@ -14,7 +14,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage
 
-from cxrnode.dicom.header import header_from_bytes, header_to_bytes, report_header
+from cxrnode.dicom.header import report_header
+from cxrnode.dicom.verbatim import verbatim
 from cxrnode.report.context import ReportContext
 from cxrnode.types import ByteArray, FloatArray, ImageResult, Prediction, Reason, Rejection
 from engines.bundle import Bundle
@@ -32,10 +33,12 @@ def context(bundle: Bundle | None = None, at: datetime = AT) -> ReportContext:
 
 def header(raw: dict[str, tuple[str, bytes]] | None = None, **how: Any) -> Dataset:
     """What the store keeps of a source. `raw`: keyword -> (VR, bytes), put in unchecked, as a dirty file has them."""
-    kept = header_from_bytes(header_to_bytes(report_header(chest(64, 56, **how))))
+    kept = report_header(chest(64, 56, **how))
+    dirty = Dataset()
     for keyword, (vr, value) in (raw or {}).items():
         tag = BaseTag(tag_for_keyword(keyword) or 0)
-        kept[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+        dirty[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    kept.update(verbatim(dirty))
     return kept
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from cxrnode.store import ledger
 from cxrnode.store.queue import Finding, Job, Lease, Queue
-from cxrnode.types import InstanceHeader, Kind, NewItem, Peer, Prediction, ReceivedInstance, ResultObject
+from cxrnode.types import InstanceHeader, Kind, NewItem, Peer, Prediction, ReceivedInstance, Report, ResultObject, Study
 
 CR, SC = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
 NOW = 1_800_000_000.0
@@ -72,6 +72,12 @@ def made(uid: str, study: int, kind: Kind = Kind.CAPTURE) -> ResultObject:
         path=Path(f"dicom/{uid}.dcm"),
         sha256="c" * 64,
     )
+
+
+def reports(study: Study, sr: ResultObject) -> list[Report]:
+    """One patient's study: `sr` speaks of all of it, and takes the place of the one before."""
+    before = study.earlier[-1].sop_instance_uid if study.earlier else None
+    return [Report(images=tuple(range(len(study.images))), sr=sr, predecessor_uid=before)]
 
 
 def analysed(job: Job, **more: Any) -> Finding:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from cxrnode.archive import Item, check_archive, iter_items, open_item, read_item
+from cxrnode import archive as archive_module
+from cxrnode.archive import check_archive, iter_items
 from cxrnode.errors import ArchiveError, Rejected
-from cxrnode.types import Reason
+from cxrnode.item import Item
+from cxrnode.location import open_item, read_item
+from cxrnode.types import Outcome, Reason
 
 CONTENT = {"a.dcm": b"first", "deep/er/b": b"second" * 1000, "c.txt": b""}
 
@@ -119,7 +130,7 @@ def _tarinfo(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _short(item: Item) -> bool:
-    return len(read_item(item.location())) < item.size
+    return len(read_item(item.location())) < item.at.size
 
 
 def test_special_files_and_loops_do_not_hang(folder: Path, tmp_path: Path) -> None:
@@ -132,6 +143,187 @@ def test_special_files_and_loops_do_not_hang(folder: Path, tmp_path: Path) -> No
     refused = {Path(i.path).name for i in found if i.rejection}
     assert refused == {"pipe", "dangling", "socket"}
     assert len(found) == len(CONTENT) + 3
+
+
+def test_links_out_of_the_folder_are_not_followed_and_told(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "other.dcm").write_bytes(b"another patient's")
+    (folder / "to-file").symlink_to("../outside/other.dcm")
+    (folder / "to-folder").symlink_to(outside)
+    (folder / "up").symlink_to("..")
+    (folder / "aa-inside").symlink_to("c.txt")
+    (folder / "deep" / "in-folder").symlink_to("er")
+    (folder / "itself").symlink_to("itself")
+    found = items(folder, tmp_path)
+    assert {Path(i.path).name for i in found if i.rejection} == {"to-file", "to-folder", "up", "itself"}
+    assert {Path(i.path).name for i in found if not i.rejection} == {"a.dcm", "b", "c.txt", "aa-inside"}
+    assert all(Path(i.at.container).is_relative_to(folder) for i in found if not i.rejection)
+
+
+def test_the_archive_itself_may_be_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "one").symlink_to(folder / "a.dcm")
+    assert len(items(tmp_path / "link", tmp_path)) == len(CONTENT)
+    (item,) = items(tmp_path / "one", tmp_path)
+    assert read_item(item.location()) == CONTENT["a.dcm"]
+
+
+def test_folders_deeper_than_any_recursion_and_any_path(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(2100):  # of 2 bytes each: more than the 4096 that a path may have
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    found = items(tmp_path / "d", tmp_path)
+    assert len([i for i in found if not i.rejection]) > 1900
+    assert any(i.rejection and "too long" in i.rejection.detail for i in found)
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own cleaning does not reach so deep
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_files_of_proc_do_not_hold_up_the_walk(tmp_path: Path) -> None:
+    found = items(Path(f"/proc/{os.getpid()}/fdinfo"), tmp_path)
+    assert found
+    for item in [*found, *items(Path("/proc/self/mem"), tmp_path), *items(Path("/proc/self/pagemap"), tmp_path)]:
+        assert item.rejection or read_item(item.location()) == b""  # as much as their size says
+
+
+def test_a_file_in_whose_place_a_pipe_or_a_link_was_put_is_a_reason(folder: Path, tmp_path: Path) -> None:
+    found = {Path(i.path).name: i for i in items(folder, tmp_path)}
+    (folder / "a.dcm").unlink()
+    os.mkfifo(folder / "a.dcm")
+    (folder / "c.txt").unlink()
+    (folder / "c.txt").symlink_to("/etc/passwd")
+    (folder / "deep/er/b").unlink()
+    for name in ("a.dcm", "c.txt", "b"):
+        with pytest.raises(Rejected):
+            read_item(found[name].location())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.dcm").chmod(0)
+    (folder / "deep").chmod(0)
+    try:
+        assert {Path(i.path).name for i in items(folder, tmp_path) if i.rejection} == {"a.dcm", "deep"}
+    finally:
+        (folder / "deep").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), FileNotFoundError(errno.ENOENT, "No such file"),
+              OSError(errno.EIO, "I/O error"), IndexError("3"), RecursionError(), MemoryError(), UnicodeError("x"),
+              KeyError("Smith^John")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("seam", ["open_regular", "recognise", "zip_items", "tar_items", "compressed_items"])
+def test_whatever_one_file_raises_is_its_own_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seam: str, error: Exception
+) -> None:
+    with tarfile.open(folder / "m.tar", "w") as t, tarfile.open(folder / "n.tgz", "w:gz") as gz:
+        t.add(folder / "a.dcm", "a.dcm")
+        gz.add(folder / "a.dcm", "a.dcm")
+    with zipfile.ZipFile(folder / "z.zip", "w") as z:
+        z.writestr("x", b"y")
+    before = items(folder, tmp_path)
+    whole = getattr(archive_module, seam)
+    wanted = {"zip_items": "z.zip", "tar_items": "m.tar", "compressed_items": "n.tgz"}.get(seam, "a.dcm")
+
+    def raising(first: Any, *more: Any) -> Any:
+        name = first.name if isinstance(first, Path) else os.readlink(f"/proc/self/fd/{first.fileno()}")
+        if name.endswith(wanted):
+            raise error
+        return whole(first, *more)
+
+    monkeypatch.setattr(archive_module, seam, raising)
+    after = items(folder, tmp_path)
+    assert len(after) == len(before)
+    (failed,) = (i for i in after if i.rejection)
+    assert failed.path == str(folder / wanted)
+    assert failed.rejection is not None
+    assert failed.rejection.reason.outcome is Outcome.FAILED
+    assert "Smith" not in failed.rejection.text
+
+
+def test_a_folder_that_cannot_be_listed_costs_itself_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == "er":
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    found = items(folder, tmp_path)
+    assert [Path(i.path).name for i in found if i.rejection] == ["er"]
+    assert len(found) == len(CONTENT)
+
+
+def test_names_that_are_shown_alike_are_two_files(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"r\xf6", b"r\\xf6", b"r\\\\xf6", b"r\\\xf6", b"r\\"):
+        (folder / os.fsdecode(name)).write_bytes(name)
+    assert len({i.path for i in items(folder, tmp_path)}) == 5
+
+
+def test_what_holds_no_file_is_told(folder: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(folder / "empty.zip", "w").close()
+    (tmp_path / "nothing" / "below").mkdir(parents=True)
+    empty: list[Path] = []
+    for archive in (folder, tmp_path / "nothing", folder / "a.dcm"):
+        list(iter_items(archive, spool=tmp_path / "spool", skip=tmp_path / "out", on_empty=empty.append))
+    assert empty == [folder / "empty.zip", tmp_path / "nothing"]
+
+
+def test_a_file_that_is_too_large_is_told_and_not_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.dcm"
+    with huge.open("wb") as f:
+        f.truncate(3 * 2**30)
+    (item,) = items(huge, tmp_path)
+    assert item.rejection is not None
+    assert item.rejection.reason is Reason.TOO_LARGE
+    with pytest.raises(Rejected):
+        read_item(item.location())
+
+
+def test_a_dicomdir_lists_files_of_its_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "other.dcm").write_bytes(b"another patient's")
+    folder = tmp_path / "cd"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "im1").write_bytes(b"x")
+    os.mkfifo(folder / "PIPE")
+    listed = [["IMAGES", "IM1"], ["..", "OTHER.DCM"], ["..", "other.dcm"], ["X" * 300], ["PIPE"], ["A\0B"],
+              ["", "etc", "passwd"], ["IMAGES"]]  # fmt: skip
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.DirectoryRecordSequence = []
+    for parts in listed:
+        record = Dataset()
+        record.OffsetOfTheNextDirectoryRecord = 0
+        value = "\\".join(parts).encode()
+        value += b" " * (len(value) % 2)
+        tag = Tag("ReferencedFileID")
+        record[tag] = RawDataElement(tag, "CS", len(value), value, 0, False, True)
+        ds.DirectoryRecordSequence.append(record)
+    ds.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    found = items(folder / "DICOMDIR", tmp_path)
+    assert [i.rejection is None for i in found] == [True] + [False] * 7
+    assert found[0].path == str(folder / "images" / "im1")
+    data = (folder / "DICOMDIR").read_bytes()
+    (folder / "DICOMDIR").write_bytes(data[: len(data) - 3])
+    *_, last = items(folder / "DICOMDIR", tmp_path)
+    assert last.rejection is not None
+    assert "damaged DICOMDIR" in last.rejection.detail
 
 
 def test_the_output_folder_inside_the_archive_is_left_out(folder: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ FAULTS = [
     ('analyse = { stat = [{ attribute = "", value = "x" }] }', "analyse.stat[0].attribute", "no DICOM keyword"),
     ('analyse = { stat = [{ attribute = "PixelData", value = "x" }] }', "analyse.stat[0].attribute", "compare"),
     ('analyse = { stat = [{ attribute = "Modality", value = "" }] }', "analyse.stat[0].value", "is empty"),
-    ('analyse = { stat = [{ attribute = "SOPClassUID", value = "1.02" }] }', "analyse.stat[0]", "UID"),
+    ('analyse = { stat = [{ attribute = "SOPClassUID", value = "1." }] }', "analyse.stat[0]", "UID"),
     ("[report]\nstudy_quiet_s = inf", "report.study_quiet_s", "finite"),
     ('[report]\nnot_analysed = "no"', "report.not_analysed", "'report' or 'audit'"),
     ("destination = 5", "destination = 5: should be an array", 'destination = [{ name = "pacs"'),

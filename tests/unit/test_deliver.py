@@ -13,6 +13,7 @@ import pytest
 from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian
 
 from cxrnode.deliver import Deliverer, deliver_all
+from cxrnode.dicom.scu import Answer, StoreScu
 from cxrnode.patience import Breaker, Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -235,10 +236,34 @@ def test_two_senders_share_an_outbox_and_record_each_delivery_once(database: Dat
     assert kinds(database).count("delivered") == len(uids)
 
 
+def test_a_result_that_raises_each_time_is_set_aside_and_the_others_go(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StoreScu.send
+
+    def send(scu: StoreScu, path: Path) -> Answer:
+        if path == poison:
+            raise RuntimeError("Phantom^Chest")
+        return real(scu, path)
+
+    monkeypatch.setattr(StoreScu, "send", send)
+    with faulty_pacs() as pacs:
+        bad, *good = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
+        with database.begin() as c:
+            where = c.exec_driver_sql(f"SELECT path FROM result WHERE sop_instance_uid = '{bad}'").scalar_one()
+        poison = tmp_path / where
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: PENDING not in {s for s, _ in states(database, pacs.destination.key).values()})
+    said = states(database, pacs.destination.key)
+    assert said.pop(bad) == (REFUSED, "RuntimeError")  # a dead letter, in the ledger as one; not the error's own words
+    assert {state for state, _ in said.values()} == {SENT}
+    assert pacs.stored == dict.fromkeys(good, 1)
+    assert kinds(database).count("delivery_failed") == 1
+
+
 def test_a_fault_of_the_store_stops_no_thread(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cxrnode.deliver._AFTER_FAULT_S", 0.05)
     broken = threading.Event()
     real = Outbox.sent
 
@@ -326,8 +351,9 @@ def test_a_run_sends_everything_study_by_study(database: Database, tmp_path: Pat
 def test_a_run_gives_up_a_dead_destination_and_the_next_tries_again(database: Database, tmp_path: Path) -> None:
     make_results(database, tmp_path, study=1)
     destination = Destination(ae_title=AET, host="127.0.0.1", port=free_port())
-    assert batch(database, tmp_path, destination) == 2
-    assert set(states(database, destination.key).values()) == {(REFUSED, "no connection")}
+    assert batch(database, tmp_path, destination) == 0
+    why = f"no connection: refused by 127.0.0.1:{destination.port}"
+    assert set(states(database, destination.key).values()) == {(REFUSED, why)}
     with faulty_pacs(port=destination.port) as pacs:
         assert batch(database, tmp_path, destination) == 2
         assert len(pacs.stored) == 2
@@ -337,7 +363,7 @@ def test_a_run_gives_up_a_dead_destination_and_the_next_tries_again(database: Da
 def test_a_host_without_an_address_is_a_dead_destination(database: Database, tmp_path: Path) -> None:
     make_results(database, tmp_path, study=1)
     destination = Destination(ae_title=AET, host="no-such-host.invalid", port=104)
-    assert batch(database, tmp_path, destination) == 2
+    assert batch(database, tmp_path, destination) == 0
     ((state, status),) = set(states(database, destination.key).values())
     assert (state, status.partition(":")[0]) == (REFUSED, "no connection")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError
 
 from cxrnode.errors import StoreError
-from cxrnode.intake_ledger import Seen
+from cxrnode.intake_ledger import Seen, TurnedAway
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.types import AuditEvent, Peer
@@ -77,9 +80,51 @@ def test_a_flood_is_counted_and_bounded(database: Database) -> None:
 
 def test_it_is_written_within_a_second_or_so(database: Database) -> None:
     seen, stopping = Seen(database, actor="intake"), Event()
-    thread = Thread(target=seen.run, args=(stopping,))
+    thread = Thread(target=seen.loop().run, args=(stopping,))
     thread.start()
     seen.association(PACS, "")
     await_true(lambda: len(told(database)) == 1, lambda: "no record")
     stopping.set()
     thread.join()
+
+
+def test_a_full_disk_is_told_once_a_minute_with_the_sender(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("cxrnode.intake_ledger.time.monotonic", lambda: clock[0])
+    turned_away, other = TurnedAway(), Peer(calling_aet="ER", called_aet="CXRNODE", host="10.0.0.2")
+    for seconds in range(150):
+        clock[0] = 1000.0 + seconds
+        turned_away.tell(PACS, 0xA700, "no room")
+    turned_away.tell(other, 0xA700, "no room")
+    said = [record.getMessage() for record in caplog.records]
+    counts = [line.partition(" of ")[0] for line in said]
+    assert counts == ["refused 1 image", "refused 60 images", "refused 60 images", "refused 1 image"]
+    assert all(f"of {PACS.calling_aet} at {PACS.host} with 0xA700" in line for line in said[:3])
+    assert "of ER at 10.0.0.2" in said[3]
+    assert "receive.disk_watermark_mb" in said[0]
+
+
+def test_one_that_the_database_will_not_have_keeps_nothing_from_its_place(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = ledger.append
+
+    def append(c: Connection, kind: str, **values: Any) -> int:
+        if values.get("why") == "poison":
+            raise DataError("INSERT", {}, ValueError("out of range"))
+        return real(c, kind, **values)
+
+    monkeypatch.setattr(ledger, "append", append)
+    seen = Seen(database, actor="intake")
+    for why in ("first", "poison", "last"):
+        seen.association(PACS, why)
+    with seen.transaction() as c:
+        ledger.append(c, "received", actor="intake")
+    assert [e.kind for e in told(database)] == ["received"]  # the instance is taken all the same
+    seen.flush()
+    assert [e.detail.get("why") for e in told(database)] == [None, "first", "last"]
+    assert "cannot be recorded" in caplog.text
+    seen.flush()
+    assert len(told(database)) == 3

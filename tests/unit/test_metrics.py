@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,27 @@ def test_a_stage_that_was_killed_goes_on_counting() -> None:
     assert files == 6
     assert not folder.exists()
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+def test_the_oldest_request_without_an_answer_is_told_also_by_a_stage_that_hangs() -> None:
+    hang = """
+import time
+first, second = metrics.answering(), metrics.answering()
+first.__enter__(), time.sleep(0.05), second.__enter__()
+first.__exit__(None, None, None) if %s else None
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with metrics.shared_folder(["intake"]) as folder:
+        assert folder is not None
+        assert metrics.unanswered_since(folder) == 0
+        began = time.time()
+        assert run("intake", hang % "False") == -9
+        since = metrics.unanswered_since(folder)
+        assert began < since < time.time()
+        assert run("intake", hang % "True") == -9
+        assert metrics.unanswered_since(folder) > since + 0.05
+        assert run("intake", "") == 0
+        assert metrics.unanswered_since(folder) == 0
 
 
 def test_devices_are_bounded_also_over_restarts() -> None:

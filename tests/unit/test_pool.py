@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from cxrnode.pool import Pool, WorkerCrashedError
+from cxrnode.pool import DATA_BYTES, Pool, WorkerCrashedError
 
 
 def double_unless_bad(n: int) -> int:
     if n == 7:
         os.kill(os.getpid(), signal.SIGSEGV)
     return 2 * n
+
+
+def spin(seconds: float) -> int:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return 1
+
+
+def take_memory(mib: int) -> int:
+    return len(bytearray(mib << 20))
+
+
+def die_once(marker: Path) -> int:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def unsendable(_n: int) -> object:
+    return lambda: None
 
 
 def fail(_n: int) -> int:
@@ -45,6 +69,41 @@ def test_the_culprit_is_found_and_the_others_get_their_results(pool: Pool) -> No
 def test_an_ordinary_exception_comes_back_as_it_is(pool: Pool) -> None:
     with pytest.raises(ValueError, match="ordinary"):
         pool.result(pool.submit(fail, 1))
+
+
+def test_a_task_that_takes_too_much_processor_time_is_ended_and_the_others_go_on(pool: Pool) -> None:
+    endless = pool.submit(spin, 1000.0, cpu_s=0.3)
+    others = [pool.submit(spin, 0.05, cpu_s=5.0) for _ in range(4)]
+    with pytest.raises(WorkerCrashedError, match="processor time"):
+        pool.result(endless)
+    assert [pool.result(task) for task in others] == [1] * 4
+
+
+def test_a_task_that_never_ends_is_ended(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxrnode.pool.WALL_S", 0.5)
+    stuck = pool.submit(time.sleep, 1000.0)
+    with pytest.raises(WorkerCrashedError, match="took more than"):
+        pool.result(stuck)
+    monkeypatch.setattr("cxrnode.pool.WALL_S", 60.0)
+    assert pool.result(pool.submit(double_unless_bad, 1)) == 2
+
+
+def test_a_task_that_takes_too_much_memory_gets_an_error_and_its_worker_lives(pool: Pool) -> None:
+    with pytest.raises(MemoryError):
+        pool.result(pool.submit(take_memory, DATA_BYTES >> 20))
+    assert pool.result(pool.submit(take_memory, 200)) == 200 << 20
+
+
+def test_a_worker_that_was_killed_from_outside_costs_no_task(pool: Pool, tmp_path: Path) -> None:
+    assert pool.result(pool.submit(die_once, tmp_path / "died")) == 1
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_task(pool: Pool) -> None:
+    with pytest.raises(RuntimeError, match="cannot be told"):
+        pool.result(pool.submit(unsendable, 1))
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        pool.result(pool.submit(unsendable, lambda: None))
+    assert pool.result(pool.submit(double_unless_bad, 1)) == 2
 
 
 def nap(seconds: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from cxrnode.types import AuditEvent, Destination, Kind, Reason, Rejection
 from cxrnode.workers import decode
 from engines.bundle import InputShape
 from tests.support.receiving import running_node
-from tests.support.store import CR, NOW, analysed, claim, header, kinds, lease, made, received, study_uid
+from tests.support.store import CR, NOW, analysed, claim, header, kinds, lease, made, received, reports, study_uid
 
 DAY = 86_400.0
 LATER = NOW + 8 * DAY
@@ -62,7 +62,7 @@ def report(database: Database, root: Path, study: int, destinations: tuple[str, 
         for waiting in claim(c):
             Queue("analyse").finish(c, analysed(waiting), owner="a")
         (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
-        uids = Studies("analyse").reported(c, ready, sr, owner="a")
+        uids = Studies("analyse").reported(c, ready, reports(ready, sr), owner="a")
         assert uids is not None
         Outbox("analyse").enqueue(c, uids, destinations, now=NOW)
     for uid in uids:
@@ -166,7 +166,7 @@ def test_of_a_study_without_a_report_only_what_did_not_fail_goes(
         rejected = Finding(job=waiting, pixel_digest="d" * 64, rejection=Rejection(reason=reason))
         Queue("analyse").finish(c, rejected, owner="a")
         (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
-        assert Studies("analyse").reported(c, ready, None, owner="a") == []
+        assert Studies("analyse").reported(c, ready, (), owner="a") == []
     assert retention(database, tmp_path).sweep(now=LATER) == deleted
 
 
@@ -232,7 +232,7 @@ def test_it_runs_until_it_is_stopped(database: Database, tmp_path: Path) -> None
         c.exec_driver_sql("UPDATE study SET last_received_at = 0")
         c.exec_driver_sql("UPDATE delivery SET updated_at = 0")
     stopping = threading.Event()
-    thread = threading.Thread(target=retention(database, tmp_path).run, args=(stopping,))
+    thread = threading.Thread(target=retention(database, tmp_path).loop(stopping).run, args=(stopping,))
     thread.start()
     deadline = time.monotonic() + 10
     while files(tmp_path) and time.monotonic() < deadline:
@@ -261,7 +261,7 @@ def test_a_commitment_request_for_a_deleted_instance_is_answered_with_no_such_ob
         with database.begin() as c:
             answers.commitments.ask(c, "2.25.4711", "PACS", "127.0.0.1", [(CR, gone), (CR, kept)])
         stopping = threading.Event()
-        thread = threading.Thread(target=answers.run, args=(stopping,))
+        thread = threading.Thread(target=answers.loop().run, args=(stopping,))
         thread.start()
         deadline = time.monotonic() + 10
         while not peer.commit_reports and time.monotonic() < deadline:

@@ -54,7 +54,7 @@ def forwarder(database: Database, tmp_path: Path, server: SyslogServer) -> Forwa
 @contextmanager
 def running(forwarding: Forwarder) -> Iterator[None]:
     stopping = threading.Event()
-    thread = threading.Thread(target=forwarding.run, args=(stopping,))
+    thread = threading.Thread(target=forwarding.loop().run, args=(stopping,))
     thread.start()
     try:
         yield

@@ -157,7 +157,9 @@ def test_associations_and_refusals_are_told(node: Node, tmp_path: Path) -> None:
     )  # fmt: skip
     with running_node(tmp_path / "full", watermark_bytes=1 << 62) as full:
         assert send(full.port, chest(64, 64)) == [0xA700]
-        assert [(status, why) for _, _, status, why in full.refused] == [(0xA700, "out of storage: send again later")]
+        assert [(status, why) for _, _, status, why in full.refused] == [
+            (0xA700, "no room, or the node is not well: send again later")
+        ]
 
 
 def test_an_error_of_ours_is_a_status_and_no_patient_data_in_the_log(
@@ -167,8 +169,8 @@ def test_an_error_of_ours_is_a_status_and_no_patient_data_in_the_log(
         raise RuntimeError("Phantom^Chest")
 
     with running_node(tmp_path / "var", store=store) as node:
-        assert send(node.port, chest(64, 64)) == [0xC001]
-        assert [status for _, _, status, _ in node.refused] == [0xC001]
+        assert send(node.port, chest(64, 64)) == [0xA700]
+        assert [status for _, _, status, _ in node.refused] == [0xA700]
         assert not node.files()
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("cxrnode")]
     assert any("RuntimeError" in message for message in ours)

@@ -14,7 +14,7 @@ from cxrnode.report import overlay
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.context import map_reference
-from cxrnode.report.encode import encode
+from cxrnode.report.encode import decode, encode
 from cxrnode.report.overlay import Layout, draw_overlay
 from cxrnode.types import ByteArray, FloatArray
 from tests.support.bundles import make_bundle
@@ -94,8 +94,10 @@ def test_every_capture_passes_the_checker_and_survives_its_file(name: str) -> No
     image = next(i for i in SCENARIOS[name]() if i.prediction is not None)
     ds = build_capture(image, preview(), cam(), context())
     check_result(ds, [image])
-    again = dcmread(BytesIO(encode(ds)))
-    assert again == ds
+    data = encode(ds)
+    check_result(decode(data), [image])
+    again = dcmread(BytesIO(data))
+    assert encode(build_capture(image, preview(), cam(), context())) == data
     assert again.pixel_array.shape == (ds.Rows, ds.Columns, 3)
 
 
@@ -112,9 +114,18 @@ def test_an_odd_number_of_pixel_bytes_is_padded() -> None:
     check_result(ds, [analysed()])
 
 
-def test_the_orientation_is_the_sources_where_it_is_valid() -> None:
-    good = build_capture(analysed(header(overrides={"PatientOrientation": ["L", "F"]})), preview(), cam(), context())
-    assert list(good.PatientOrientation) == ["L", "F"]
+@pytest.mark.parametrize("lie", [["L", "F"], ["R", "H"], ["FR", "L"]])
+def test_the_orientation_is_that_of_the_upright_picture_where_the_source_states_one(lie: list[str]) -> None:
+    image = analysed(header(overrides={"PatientOrientation": lie}))
+    ds = build_capture(image, preview(), cam(), context())
+    assert list(ds.PatientOrientation) == ["L", "F"]
+    turned = {"L": "", "R": "turned upright from R, H", "FR": "turned upright from F, L"}[lie[0]]
+    assert turned in ds.DerivationDescription
+    assert ("turned" in ds.DerivationDescription) == bool(turned)
+    check_result(ds, [image])
+
+
+def test_no_orientation_is_stated_that_the_source_does_not_state() -> None:
     dirty = build_capture(SCENARIOS["dirty"]()[0], preview(), cam(), context())
     assert dirty.PatientOrientation is None or dirty.PatientOrientation == ""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from io import BytesIO
 
 import pytest
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
+from cxrnode.dicom.text import text_of
 from cxrnode.errors import ResultError
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
-from cxrnode.report.encode import encode
+from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from tests.support.results import NORMAL, SCENARIOS, analysed, cam, context, header, preview
 
@@ -74,10 +74,14 @@ def borrow_finding(ds: Dataset) -> None:
     group(ds, 1).ContentSequence.append(child(group(ds), "Finding"))
 
 
+def uid_of(keyword: str) -> str:
+    return text_of(SOURCE, keyword)
+
+
 COMMON: list[tuple[Damage, str]] = [
     (cut("SOPInstanceUID"), "SOPInstanceUID is invalid"),
-    (put("SOPInstanceUID", SOURCE.SOPInstanceUID), "SOPInstanceUID is the source's"),
-    (put("SeriesInstanceUID", SOURCE.SeriesInstanceUID), "SeriesInstanceUID is the source's"),
+    (put("SOPInstanceUID", uid_of("SOPInstanceUID")), "SOPInstanceUID is the source's"),
+    (put("SeriesInstanceUID", uid_of("SeriesInstanceUID")), "SeriesInstanceUID is the source's"),
     (put("StudyInstanceUID", "1.2.3"), "StudyInstanceUID differs"),
     (put("PatientID", "4712"), "PatientID differs"),
     (put("PatientName", "Somebody^Else"), "PatientName differs"),
@@ -154,7 +158,7 @@ _GOOD_CAPTURE = encode(build_capture(IMAGES[0], preview(128, 112), cam(), contex
 @pytest.mark.parametrize("number", range(len(COMMON + REPORT)))
 def test_a_damaged_report_is_refused(number: int) -> None:
     damage, expected = (COMMON + REPORT)[number]
-    ds = dcmread(BytesIO(_GOOD_REPORT))
+    ds = decode(_GOOD_REPORT)
     check_result(ds, IMAGES)
     damage(ds)
     with pytest.raises(ResultError, match=expected):
@@ -164,7 +168,7 @@ def test_a_damaged_report_is_refused(number: int) -> None:
 @pytest.mark.parametrize("number", range(len(CAPTURE)))
 def test_a_damaged_capture_is_refused(number: int) -> None:
     damage, expected = CAPTURE[number]
-    ds = dcmread(BytesIO(_GOOD_CAPTURE))
+    ds = decode(_GOOD_CAPTURE)
     check_result(ds, IMAGES[:1])
     damage(ds)
     with pytest.raises(ResultError, match=expected):
@@ -182,7 +186,7 @@ def test_a_good_report_on_other_images_is_refused() -> None:
 
 
 def test_a_capture_belongs_to_one_analysed_image() -> None:
-    ds = dcmread(BytesIO(_GOOD_CAPTURE))
+    ds = decode(_GOOD_CAPTURE)
     for images in (IMAGES[:2], IMAGES[1:2]):
         with pytest.raises(ResultError, match="one analysed image"):
             check_result(ds, images)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from io import BytesIO
 
 import pytest
-from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
 
-from cxrnode.dicom.header import KEPT
+from cxrnode.dicom.needed import KEPT
+from cxrnode.errors import ResultError
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result
-from cxrnode.report.encode import encode
+from cxrnode.report.check import COPIED, check_result
+from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from tests.support.results import analysed, cam, context, header, preview
 
@@ -21,6 +21,7 @@ CHARACTER_SETS = (
     b"GB18030 ", b"bogus ", b"ISO_IR 13 ", b"ISO 2022 IR 6\\ISO 2022 IR 149", b"ISO_IR 100\\ISO_IR 144 ", b"ISO_IR 127",
 )  # fmt: skip
 NEEDED = {"StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"}  # without them: missing_uid
+KEYWORDS = sorted(KEPT - NEEDED)
 WORDS = "Ünïcødé 山田^太郎=王 кириллица"
 
 
@@ -34,11 +35,30 @@ def _value(rng: random.Random) -> bytes:
     return value + b" " * (len(value) % 2)
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_random_bytes_neither_raise_nor_warn(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(0, 40, 2))
+def test_random_text_neither_raises_nor_warns(seed: int) -> None:
     rng = random.Random(seed)
-    raw = {k: (rng.choice(VRS), _value(rng)) for k in sorted(KEPT - NEEDED) if rng.random() < 0.7}
+    raw = {k: _text(rng, k) for k in sorted(KEPT - NEEDED) if rng.random() < 0.7}
     image = analysed(header({**raw, "SpecificCharacterSet": ("CS", rng.choice(CHARACTER_SETS))}))
     for ds in (build_sr([image], context()), build_capture(image, preview(64, 56), cam(), context(), long_side=256)):
         check_result(ds, [image])
-        check_result(dcmread(BytesIO(encode(ds))), [image])
+        check_result(decode(encode(ds)), [image])
+
+
+@pytest.mark.parametrize("seed", range(1, 40, 2))
+def test_random_bytes_of_any_kind_are_copied_or_held_back(seed: int) -> None:
+    rng = random.Random(seed)
+    raw = {k: (rng.choice(VRS), _value(rng)) for k in sorted(KEPT - NEEDED) if rng.random() < 0.7}
+    raw |= {k: _text(rng, k) for k in COPIED if k in raw}
+    broken = rng.choice(COPIED)
+    raw[broken] = (rng.choice(("US", "OB")), b"\1\0")
+    with pytest.raises(
+        ResultError, match=f"{broken} of the source is no (text|sequence), so it cannot be copied whole"
+    ):
+        build_sr([analysed(header(raw))], context())
+
+
+def _text(rng: random.Random, keyword: str) -> tuple[str, bytes]:
+    if dictionary_VR(keyword) == "SQ":
+        return "SQ", b""
+    return rng.choice(("PN", "LO", "DA", "UN", "IS", "CS", "SH")), _value(rng)

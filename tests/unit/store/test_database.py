@@ -183,7 +183,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_driver_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StoreError, match="pip install 'cxrnode\\[postgres\\]'"):
+    with pytest.raises(StoreError, match="pip install 'psycopg\\[binary\\]'"):
         Database("postgresql+psycopg://cxrnode:s3cret@localhost/cxrnode")
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("timm")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from training.__main__ import app  # noqa: E402
+from training.command import app  # noqa: E402
 from training.fit import fit  # noqa: E402
 from training.recipe import Recipe, load_recipe  # noqa: E402
 

@@ -19,8 +19,8 @@ from engines.cpu_low import LowPrecision
 from engines.load import make_engine
 from engines.probe import driver_installed
 from training import accept as trial
-from training.__main__ import app
 from training.accept import RefusedError, accept
+from training.command import app
 from training.datasets import Part, load_index, select
 from training.evaluate import evaluate, subject_of_bundle
 from training.recipe import DataSpec

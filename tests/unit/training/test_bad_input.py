@@ -13,7 +13,7 @@ import torch
 
 import training.fit as module
 from tests.unit.training.test_cache import file_size_limit, small_disk
-from training import __main__ as command
+from training import command
 from training.checkpoint import CHECKPOINT, RECIPE, SPLIT, load_run
 from training.datasets import Part, Sample, load_index
 from training.fit import LEFT_OUT, check_labels, fit

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from training import reproduce as module
-from training.__main__ import app
 from training.checkpoint import CHECKPOINT, CURVES, RECIPE, read_curves
+from training.command import app
 from training.compare import Row, comparison, find_folds, read_rows, write_comparison
 from training.pages import html, table
 from training.papers import PAPERS, Claim

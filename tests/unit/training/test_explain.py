@@ -10,12 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cxrnode.archive import Item
+from cxrnode.location import Location
 from cxrnode.workers import decode
 from engines.bundle import InputShape
 from engines.preprocess import prepare
 from tests.support.make_dicom import chest, write
-from training.__main__ import app
+from training.command import app
 from training.explain import Explained, draw, explain, explain_run, read_radiograph
 from training.feed import to_tensor
 from training.fit import fit
@@ -93,7 +93,7 @@ def test_a_map_of_nothing_is_drawn_as_nothing() -> None:
 
 def test_a_radiograph_is_read_as_serving_reads_it(tmp_path: Path) -> None:
     path = write(chest(600, 500, seed=3), tmp_path / "x.dcm")
-    served = decode(Item(path=path.name, container=str(path)).location(), SHAPE).image
+    served = decode(Location(container=str(path)).as_json(), SHAPE).image
     assert served is not None
     np.testing.assert_array_equal(prepare(read_radiograph(path), SHAPE.rows, SHAPE.columns), served.pixels)
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from engines.bundle import CARD, MODEL, load_bundle
 from engines.cpu import CpuEngine
-from training.__main__ import app
 from training.bundle import Form, check_size, describe_architecture, describe_split, export_run
 from training.calibrate import balanced_loss, fit_calibration, softmax, thresholds
 from training.checkpoint import load_run
+from training.command import app
 from training.fit import fit
 from training.metrics import Scored, report
 from training.models.network import make_network

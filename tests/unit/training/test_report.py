@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from engines.bundle import load_bundle
 from training import datasets
-from training.__main__ import app
 from training.assess import assess_run
 from training.card import write_card
+from training.command import app
 from training.datasets import Part, Sample, load_index, select
 from training.fit import fit
 from training.recipe import Recipe, RecipeError

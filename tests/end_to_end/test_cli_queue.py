@@ -1,0 +1,137 @@
+"""`cxrnode queue list | show`: one image can be read at 60 columns, by a script, and found by what it is of."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from cxrnode.store.database import Database
+from cxrnode.store.outbox import Outbox
+from cxrnode.store.queue import Finding, Queue
+from cxrnode.store.schema import job
+from cxrnode.types import Reason, Rejection
+from tests.support.store import analysed, claim, lease, received
+
+LATER = time.time() + 3600
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1 analysed, refused by one of two destinations; 2 not analysed; 3 to be tried again in an hour; 4 STAT, waits."""
+    folder = tmp_path_factory.mktemp("queue")
+    at, queue = time.time() - 60, Queue("test")
+    database = Database(folder / "ledger.sqlite")
+    with database.begin() as c:
+        images = [received(n, 1, at=at, stat=n == 4) for n in (1, 2, 3, 4)]
+        queue.receive(c, [replace(r, patient_id="P-7" if n == 2 else "P-1") for n, r in enumerate(images, 1)])
+        jobs = {j.id: j for j in claim(c, owner="a", now=at)}
+        queue.finish(c, analysed(jobs[1]), owner="a")
+        lateral = Rejection(reason=Reason.LATERAL, detail="by its view")
+        queue.finish(c, Finding(job=jobs[2], rejection=lateral), owner="a")
+        queue.release(c, "a")
+        c.execute(update(job).where(job.c.id == 3).values(attempts=2, not_before=LATER, last_error="decoder crashed"))
+        for name in ("pacs", "late"):
+            Outbox("test").enqueue_all(c, name, now=at)
+        (d,) = Outbox("test").claim(c, "pacs", lease("a", at), limit=1)
+        Outbox("test").refused(c, d, owner="a", now=at, status="0x0122")
+    database.close()
+    path = folder / "cxrnode.toml"
+    peer = '[[destination]]\nname = "{}"\nae_title = "A"\nhost = "127.0.0.1"\nport = 104'
+    peers = "\n".join(map(peer.format, ("pacs", "late")))
+    path.write_text(f'[node]\ndata_dir = "{folder}"\n{peers}\n', encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ask(config: Path) -> Ask:
+    def run(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cxrnode", "queue", *arguments, "--config", str(config)]
+        environment = os.environ | {"COLUMNS": str(columns)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_one_image_can_be_read(ask: Ask, columns: int) -> None:
+    said = ask("list", columns=columns)
+    assert (said.returncode, said.stderr) == (0, "")
+    lines = said.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    words = " ".join(said.stdout.split())
+    for n in (1, 2, 3, 4):
+        assert f"1.2.826.0.{n:03}.1.1" in words
+    for whole in ("from PACS", "not_analysed", "lateral: by its view", "2 attempts, next ", "decoder crashed", "STAT"):
+        assert whole in words
+    assert "1 delivery pacs refused" in words
+
+
+def test_for_a_script(ask: Ask) -> None:
+    rows = json.loads(ask("list", "--format", "json").stdout)
+    assert [row["id"] for row in rows] == [4, 3, 2, 1]
+    assert [row["priority"] for row in rows] == ["STAT", "routine", "routine", "routine"]
+    assert abs(datetime.fromisoformat(rows[0]["received_at"]).timestamp() - time.time()) < 3600
+    assert datetime.fromisoformat(rows[1]["next_try"]).timestamp() == int(LATER)
+    assert (rows[1]["last_error"], rows[0]["next_try"]) == ("decoder crashed", "now")
+    table = list(csv.DictReader(io.StringIO(ask("list", "--format", "csv").stdout)))
+    assert [{k: v for k, v in row.items() if v} for row in table] == [
+        {k: str(v) for k, v in row.items() if v is not None} for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        (["--state", "received"], [4, 3]),
+        (["--study", "1.2.826.0.002"], [2]),
+        (["--patient", "P-7"], [2]),
+        (["--patient", "P-1", "--state", "received"], [4, 3]),
+        (["--destination", "pacs"], [1]),
+        (["--destination", "pacs", "--delivery", "refused"], [1]),
+        (["--destination", "late", "--delivery", "refused"], []),
+        (["--delivery", "pending"], [1]),
+        (["--patient", "P-7", "--destination", "pacs"], []),
+        (["--limit", "2"], [4, 3]),
+    ],
+)
+def test_filters(ask: Ask, filters: list[str], ids: list[int]) -> None:
+    said = ask("list", "--format", "json", *filters)
+    assert [row["id"] for row in json.loads(said.stdout)] == ids
+    assert said.returncode == 0
+
+
+def test_a_destination_that_is_not_there(ask: Ask) -> None:
+    said = ask("list", "--destination", "pasc")
+    assert said.returncode == 2
+    assert "there is no destination pasc: the configuration has pacs, late" in said.stderr
+
+
+def test_one_image_in_words(ask: Ask) -> None:
+    said = ask("show", "3").stdout
+    assert "priority: routine\n" in said
+    assert "attempts: 2\n" in said
+    assert "last_error: decoder crashed\n" in said
+    assert f"next_try: {datetime.fromtimestamp(int(LATER)).astimezone().isoformat()}\n" in said
+    assert "received_at: 20" in said
+    delivered = ask("show", "1").stdout
+    assert "pacs: refused 0x0122" in delivered
+    assert "late: pending, 0 attempts, next now" in delivered
+
+
+def test_an_image_that_is_not_there(ask: Ask) -> None:
+    said = ask("show", "77")
+    assert said.returncode == 2
+    assert "there is no image 77 in the queue" in " ".join(said.stderr.split())

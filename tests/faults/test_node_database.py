@@ -1,0 +1,69 @@
+"""A database that is away while studies come: the sender is told to come again, and when it is back all goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import require
+from tests.support.awaiting import await_true, film
+from tests.support.node import Node, running_node
+from tests.support.postgres import Postgres, missing_postgres, running_postgres
+
+OUT_OF_RESOURCES = 0xA700  # what a sender keeps its study for; 0xCxxx it would take as final
+LOCK = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN EXCLUSIVE'); \
+print('locked', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    """One that may be stopped."""
+    require(missing_postgres())
+    with running_postgres() as server:
+        yield server
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process has the file for itself."""
+    other = subprocess.Popen([sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdin
+    assert other.stdout
+    assert other.stdout.readline() == b"locked\n"
+    try:
+        yield
+    finally:
+        other.stdin.close()
+        other.wait(timeout=10)
+        other.stdout.close()
+
+
+def test_postgresql_is_stopped_and_started_while_studies_come(server: Postgres, tmp_path: Path) -> None:
+    node = Node(folder=tmp_path / "node", database=server.new_database())
+    with running_node(node):
+        assert node.send(film(tmp_path, 1)) == [0]
+        server.server.stop()
+        assert node.send(film(tmp_path, 2), film(tmp_path, 3)) == [OUT_OF_RESOURCES] * 2
+        await_true(lambda: "database" in node.readiness()["reasons"], lambda: node.log[-3000:])
+        server.start()
+        assert node.send(film(tmp_path, 2), film(tmp_path, 3)) == [0, 0]
+        await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
+        assert set(node.stages()) == {"intake", "analyse", "deliver"}
+        assert node.stop() == 0
+    assert "Traceback" not in node.log
+
+
+def test_sqlite_is_locked_by_another_process_while_studies_come(tmp_path: Path) -> None:
+    node = Node(folder=tmp_path / "node")
+    with running_node(node):
+        assert node.send(film(tmp_path, 1)) == [0]
+        with locked(node.data_dir / "ledger.sqlite"):
+            assert node.send(film(tmp_path, 2)) == [OUT_OF_RESOURCES]
+        assert node.send(film(tmp_path, 2)) == [0]
+        await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
+        assert node.stop() == 0
