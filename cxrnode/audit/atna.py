@@ -108,6 +108,7 @@ _MESSAGES = {
     "run_resumed": _activity(_START),
     "run_complete": _activity(_STOP),
     "run_interrupted": _activity(_STOP),
+    "run_incomplete": _activity(_STOP, _SERIOUS),
     "run_failed": _activity(_STOP, _SERIOUS),
     "engine_failed": _Message(outcome=_SERIOUS),
     "engine_fallback": _Message(outcome=_MINOR),

@@ -19,6 +19,7 @@ PHRASES = {
     "run_started": "run started by {user}, cxrnode {software}, {bundle}",
     "run_resumed": "run gone on with by {user}, cxrnode {software}, {bundle}",
     "run_complete": "run complete",
+    "run_incomplete": "run ended, but not every image has its row and its results",
     "run_interrupted": "run interrupted",
     "run_failed": "run failed",
     "model_loaded": "model {name} {version} loaded, digest {model:short}",
@@ -37,6 +38,7 @@ PHRASES = {
     "scanned": "image {sop} found in the archive: {path}",
     # what becomes of it
     "claimed": "analysis of image {sop} begun, attempt {attempt}",
+    "forgotten": "claimed and then not worked on, which is a fault of cxrnode; to be worked on again {sop:image_named}",
     "analysed": "image {sop} analysed: {probabilities} by {engine} {reason:note}",
     "not_analysed": "image {sop} not analysed: {reason} {why}",
     "failed": "image {sop} failed: {reason} {why}",
@@ -75,6 +77,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "size": lambda v: f"{v / _MIB:.1f} MiB" if isinstance(v, int) else str(v),
     "times": lambda v: f" ({v} times)" if isinstance(v, int) and v > 1 else "",
     **{noun: partial(_counted, noun) for noun in ("image", "result")},
+    "image_named": lambda v: f"(image {v})",
     "note": lambda v: f"({v})",
     "object": lambda v: {"sr": "Structured Report", "capture": "Grad-CAM capture"}.get(v, str(v)),
 }
