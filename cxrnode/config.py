@@ -212,12 +212,20 @@ class Receive(_Table):
     idle_timeout_s: Annotated[Seconds, Field(gt=0, le=3600)] = 30
     disk_watermark_mb: Annotated[Integer, Field(ge=0, le=10**9)] = 2048
     tls: ReceiveTls | None = None
+    plain: bool = True  # listen at node.port
 
     @field_validator("allow")
     @classmethod
     def _no_twins(cls, allow: tuple[Allowed, ...]) -> tuple[Allowed, ...]:
         _refuse_twins([f"{a.ae_title} at {a.host}" for a in allow])
         return allow
+
+    @field_validator("plain")
+    @classmethod
+    def _needs_tls(cls, plain: bool, info: ValidationInfo) -> bool:
+        if not plain and info.data.get("tls", ...) is None:
+            raise ValueError("needs the table [receive.tls]: without it the node would listen nowhere")
+        return plain
 
 
 class SendTls(_Table):
@@ -323,6 +331,11 @@ class Config(_Table):
         """sha256 of what is in force, the environment's part included, without secrets."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def dicom_ports(self) -> dict[str, int]:
+        """Where the node listens: the key that sets a port -> the port."""
+        return _dicom_ports(self.node, self.receive)
+
     @field_validator("destination")
     @classmethod
     def _tell_apart(cls, entries: tuple[DestinationEntry, ...], info: ValidationInfo) -> tuple[DestinationEntry, ...]:
@@ -335,14 +348,16 @@ class Config(_Table):
     @field_validator("http")
     @classmethod
     def _ports_apart(cls, http: Http, info: ValidationInfo) -> Http:
-        taken = {"http.port": http.port}
-        if node := info.data.get("node"):
-            taken["node.port"] = node.port
-        if (receive := info.data.get("receive")) and receive.tls:
-            taken["receive.tls.port"] = receive.tls.port
+        taken = {"http.port": http.port} | _dicom_ports(info.data.get("node"), info.data.get("receive"))
         if len(set(taken.values())) < len(taken):
             raise ValueError(f"{', '.join(f'{key} = {port}' for key, port in taken.items())}: each needs its own port")
         return http
+
+
+def _dicom_ports(node: Node | None, receive: Receive | None) -> dict[str, int]:
+    """None: a table at fault."""
+    ports = {"node.port": node.port} if node and (receive is None or receive.plain) else {}
+    return ports | ({"receive.tls.port": receive.tls.port} if receive and receive.tls else {})
 
 
 def _refuse_twins(names: list[str]) -> None:

@@ -65,7 +65,8 @@ def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
             yield warned("permissions", found, "keys, passwords and patients' data are the node's user's alone")
         for found in unreachable(config):
             yield warned("node.bind", found, "then restart the node")
-        yield _listener(config)
+        if config.receive.plain:
+            yield _listener(config)
         if config.receive.tls:
             yield _handshake(config)
         if config.audit.syslog:
@@ -196,13 +197,17 @@ def _listener(config: Config) -> Check:
             mend = f"what listens there answers to another name than {node.ae_title}: if it is this node, restart it"
         return failed("listener", f"{ourselves}: {e}", mend)
     if not listens(node.data_dir, node.port):
-        return failed(
-            "listener", f"{ourselves} answers, but it is no node that works on {node.data_dir}",
-            "another node holds the port: stop it, or choose another node.port; then start this one",
-        )  # fmt: skip
+        return _another_node("listener", str(ourselves), config, "node.port")
     if status != SUCCESS:
         return failed("listener", f"{ourselves} answers C-ECHO with 0x{status:04X}", mend)
     return fine("listener", f"{ourselves} answers C-ECHO")
+
+
+def _another_node(name: str, where: str, config: Config, key: str) -> Check:
+    return failed(
+        name, f"{where} answers, but it is no node that works on {config.node.data_dir}",
+        f"another node holds the port: stop it, or choose another {key}; then start this one",
+    )  # fmt: skip
 
 
 def _handshake(config: Config) -> Check:
@@ -220,6 +225,8 @@ def _handshake(config: Config) -> Check:
         return failed(
             "TLS listener", f"{where[0]}:{where[1]}: {e}", "is `cxrnode serve` running with this configuration?"
         )  # fmt: skip
+    if not listens(config.node.data_dir, tls.port):
+        return _another_node("TLS listener", f"{where[0]}:{where[1]}", config, "receive.tls.port")
     if shown != configured:
         return warned("TLS listener", f"it shows another certificate than {tls.certificate}", "restart `cxrnode serve`")
     return fine("TLS listener", f"{where[0]}:{where[1]} shows {tls.certificate} over {version}")
@@ -249,5 +256,6 @@ def _destinations(config: Config, database: Database | None, bundle: Bundle | No
         return
     for peer in peers:
         yield from DestinationDoctor(
-            peer=peer, calling_ae_title=config.node.ae_title, port=config.node.port, database=database, bundle=bundle
-        ).diagnose(store=store)
+            peer=peer, calling_ae_title=config.node.ae_title, port=next(iter(config.dicom_ports.values())),
+            database=database, bundle=bundle,
+        ).diagnose(store=store)  # fmt: skip

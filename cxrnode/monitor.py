@@ -182,11 +182,12 @@ class Monitor:
         return f"{free} MB free, below receive.disk_watermark_mb = {wanted}" if free < wanted else None
 
     def _listener(self) -> str | None:
-        node = self.config.node
-        try:
-            socket.create_connection((reachable(node.bind), node.port), timeout=_CONNECT_S).close()
-        except OSError as e:
-            return f"nothing listens on {node.bind}:{node.port}: {e.strerror}"
+        bind = self.config.node.bind
+        for port in self.config.dicom_ports.values():
+            try:
+                socket.create_connection((reachable(bind), port), timeout=_CONNECT_S).close()
+            except OSError as e:
+                return f"nothing listens on {bind}:{port}: {e.strerror}"
         return None
 
     def _answers(self) -> str | None:

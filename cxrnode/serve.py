@@ -175,8 +175,7 @@ def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
 
 
 def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
-    """The plain port, and the TLS port where there is one."""
-
+    """The plain port unless it is switched off, and the TLS port where there is one."""
     node, receive = config.node, config.receive
     plain = ListenerOptions(
         ae_title=node.ae_title, bind=node.bind, port=node.port, incoming=incoming,
@@ -185,9 +184,10 @@ def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
         max_associations=receive.max_associations, max_associations_per_host=receive.max_associations_per_host,
         idle_timeout_s=receive.idle_timeout_s,
     )  # fmt: skip
-    if receive.tls is None:
-        return [plain]
-    return [plain, replace(plain, port=receive.tls.port, ssl_context=receive.tls.context())]
+    listeners = [plain] if receive.plain else []
+    if tls := receive.tls:
+        listeners.append(replace(plain, port=tls.port, ssl_context=tls.context()))
+    return listeners
 
 
 def _commitment_peers(config: Config) -> Mapping[tuple[str, str], Destination]:

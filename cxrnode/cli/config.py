@@ -60,7 +60,8 @@ def _check_tls(config: Config) -> dict[Path, datetime]:
 
 def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:
     node, receive, analyse, report, http = config.node, config.receive, config.analyse, config.report, config.http
-    yield f"node: {node.ae_title} on {_at(node.bind, node.port)}, data in {node.data_dir}"
+    where = f"on {_at(node.bind, node.port)}" if receive.plain else "with TLS alone"
+    yield f"node: {node.ae_title} {where}, data in {node.data_dir}"
     yield f"database: {node.database_place}"
     allowed = ", ".join(f"{a.ae_title} from {a.host}" for a in receive.allow)
     yield f"receive: {allowed or 'nobody'}; at least {receive.disk_watermark_mb} MB stay free"
@@ -100,8 +101,8 @@ def _dangers(config: Config) -> Iterator[str]:
         yield "receive.allow is empty: nobody can store; add { ae_title = ..., host = ... } of your PACS"
     if not config.destination:
         yield "there is no [[destination]]: results stay on this node"
-    if not is_loopback(node.bind):
-        mend = "keep it behind a firewall" if receive.tls else "[receive.tls] adds a port with TLS"
+    if receive.plain and not is_loopback(node.bind):
+        mend = "receive.plain = false closes it" if receive.tls else "[receive.tls] adds a port with TLS"
         yield f"node.bind = {node.bind}: patient data crosses the network in the clear to port {node.port}; {mend}"
     for d in config.destination:
         if not d.tls and not is_loopback(d.host):

@@ -172,8 +172,8 @@ class _Connection:
         except OSError as error:  # of the handshake
             if why := handshake_fault(error):
                 log.warning("%s: no TLS connection: %s", self.host, why)
-            else:  # it went away: a health check, a port scan
-                log.info("%s: no TLS connection: %s", self.host, type(error).__name__)
+            else:  # it went away: a health check (our own, too), a port scan
+                log.debug("%s: no TLS connection: %s", self.host, type(error).__name__)
         finally:
             self._sock.close()
             self._listener.forget(self)

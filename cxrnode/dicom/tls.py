@@ -68,8 +68,8 @@ def certificate_expiry(path: Path) -> datetime:
 
 _HANDSHAKE = {
     "HTTP_REQUEST": "it speaks HTTP, and this is a DICOM port",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS, and this port does: send to the plain port (node.port), or switch "
-    "TLS on at the sender",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS, and this port does: switch TLS on at the sender, or send to the "
+    "plain port (node.port) where receive.plain allows it",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no client certificate: give it one that receive.tls.ca signed",
     "CERTIFICATE_VERIFY_FAILED": "its client certificate is not one that receive.tls.ca signed, or has expired",
     "NO_SHARED_CIPHER": "it offers none of our cipher suites (BCP 195, PS3.15 section B.12)",

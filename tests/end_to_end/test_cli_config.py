@@ -97,6 +97,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
 def test_each_danger_is_told(tmp_path: Path, old: str, new: str, warning: str) -> None:
     assert old in EXAMPLE
     _, warnings = check(tmp_path, EXAMPLE.replace(old, new))
+    warnings = [w for w in warnings if "node.bind = 127.0.0.1: storage commitment" not in w]  # of a remote destination
     assert len(warnings) == 1
     assert warning in warnings[0]
 
@@ -119,6 +120,18 @@ def test_dangers_of_tls(tmp_path: Path) -> None:
     said = "\n".join(check(tmp_path, text)[1])
     for warning in ("expires on", f"chmod 600 {soon.key}", "require_client_certificate = false", "verify_host = false"):
         assert said.count(warning) == 1
+
+
+def test_the_plain_port_beside_tls_is_a_danger_until_it_is_switched_off(tmp_path: Path) -> None:
+    with_tls_files(tmp_path)
+    renewed = Authority(tmp_path).issue("renewed")
+    text = WHOLE.replace("tls/node.pem", renewed.certificate.name).replace("tls/node.key", renewed.key.name)
+    text = text.replace('bind = "127.0.0.1"             #', 'bind = "0.0.0.0" #')
+    (warning,) = check(tmp_path, text)[1]
+    assert "in the clear to port 11112; receive.plain = false closes it" in warning
+    understood, warnings = check(tmp_path, text.replace("plain = true", "plain = false"))
+    assert warnings == []
+    assert understood[0] == f"node: CXRNODE with TLS alone, data in {tmp_path / 'var'}"
 
 
 def test_tls_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pydicom import dcmread
 
 from cxrnode import doctor_destination
 from cxrnode.config import load_config
+from cxrnode.config_here import listening
 from cxrnode.dicom.tls import server_context
 from cxrnode.doctor import diagnose
 from cxrnode.doctor_destination import DestinationDoctor, Level
@@ -228,7 +229,11 @@ def test_certificates_and_the_tls_port(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     soon = authority.issue("soon", not_after=datetime.now(UTC) + timedelta(days=10))
     context = server_context(certificate=soon.certificate, key=soon.key, ca=authority.ca)
-    with running_listener(tmp_path / "peer", ssl_context=context) as listener:
+    (tmp_path / "node" / "var").mkdir(parents=True)
+    with (
+        running_listener(tmp_path / "peer", ssl_context=context) as listener,
+        listening(tmp_path / "node" / "var", [listener.port]),
+    ):
         tls = f'port = {listener.port}\ncertificate = "{soon.certificate}"\nkey = "{soon.key}"\nca = "{authority.ca}"'
         node = Node(folder=tmp_path / "node", extra=f"[receive.tls]\n{tls}\n")
         node.write_config()

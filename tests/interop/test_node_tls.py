@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cxrnode.config import load_config
+from cxrnode.doctor import diagnose
 from tests.interop.conftest import require
 from tests.support.awaiting import ONE_SET, await_true, film, results_of, study_uid
 from tests.support.certificates import Authority, Identity
@@ -71,6 +74,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
     pacs_port, node_port = free_port(), free_port()
     node = Node(
         folder=folder / "node",
+        receive="plain = false",
         extra=f"""
 [receive.tls]
 port = {node_port}
@@ -114,6 +118,15 @@ def test_who_shows_no_certificate_of_ours_is_refused_and_the_node_goes_on(
     done = tls.storescu(path, "+tls", known.key, known.certificate)
     assert done.returncode == 0, done.stderr
     tls.await_committed(number)
+
+
+def test_the_plain_port_is_closed_and_the_node_is_well(tls: Tls) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", tls.node.port), 5).close()
+    assert tls.node.readiness() == {"ready": True, "reasons": {}, "warnings": {}}
+    checks = {c.name: c.level.value for c in diagnose(load_config(tls.node.config), file=tls.node.config, store=False)}
+    assert checks["TLS listener"] == checks["pacs C-ECHO"] == "ok"
+    assert "listener" not in checks
 
 
 def test_without_tls_the_tls_port_takes_nothing(tls: Tls, tmp_path: Path) -> None:

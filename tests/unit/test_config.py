@@ -166,6 +166,11 @@ FAULTS = [
     (PACS + "tls = true", "destination: pacs: tls = true needs the table [send.tls]", "destination = ["),
     ("[http]\nport = 11112", "http: http.port = 11112, node.port = 11112: each needs its own port", "http = {"),
     (WHOLE.replace("port = 2762", "port = 8080"), "receive.tls.port = 8080: each needs its own port", "http = {"),
+    ("[receive]\nplain = false", "receive.plain = false: needs the table [receive.tls]", "plain = true"),
+    (
+        WHOLE.replace("plain = true", "plain = false").replace("port = 2762", "port = 8080"),
+        "http.port = 8080, receive.tls.port = 8080: each needs its own port", "http = {",
+    ),
 ]  # fmt: skip
 
 
@@ -183,6 +188,13 @@ def test_every_fault_is_told_at_once(folder: Path) -> None:
     assert [line.split(" =")[0].split(":")[0].strip() for line in said] == [
         "node.port", "report.not_analysed", "http.port", "htpp",
     ]  # fmt: skip
+
+
+def test_without_the_plain_port_its_number_is_free(folder: Path) -> None:
+    config = load(folder, WHOLE.replace("plain = true", "plain = false").replace("port = 8080", "port = 11112"))
+    assert config.dicom_ports == {"receive.tls.port": 2762}
+    assert load(folder, WHOLE).dicom_ports == {"node.port": 11112, "receive.tls.port": 2762}
+    assert load(folder, "").dicom_ports == {"node.port": 11112}
 
 
 @pytest.mark.parametrize(
