@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl
 
-.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train clean
+.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
@@ -59,14 +59,29 @@ bench-paper: $(VENV)/dev
 bench-train: $(VENV)/dev
 	$(BIN)/python -m tests.bench.train
 
-$(VENV)/core: pyproject.toml
+# What is installed is what the locks pin, by hash; the project itself, which needs no more, comes after.
+$(VENV)/core: pyproject.toml requirements.lock deploy/demo/requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e . pydicom-data==1.0.0
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock -r deploy/demo/requirements.lock
+	$(BIN)/python -m pip install -q --no-deps -e .
 	touch $@
 
-$(VENV)/dev: $(VENV)/core
-	$(BIN)/python -m pip install -q -e '.[dev,train]'
+$(VENV)/dev: $(VENV)/core requirements-dev.lock
+	$(BIN)/python -m pip install -q --require-hashes -r requirements-dev.lock
 	touch $@
+
+# The locks hold for every platform and every Python that pyproject.toml allows. What they pin stays as long as
+# pyproject.toml allows it; `make lock UPGRADE=--upgrade` takes what is newest.
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' $(UPGRADE)
+lock: $(VENV)/dev
+	$(LOCK) --extra postgres -o requirements.lock
+	$(LOCK) --extra dev --extra train -c requirements.lock -o requirements-dev.lock
+
+# the software bill of materials of the node, CycloneDX
+sbom: $(VENV)/dev
+	mkdir -p dist
+	$(BIN)/python -m deploy.sbom dist/sbom.json
 
 # pycuda from source, with NVIDIA's headers from PyPI: no CUDA toolkit is wanted
 $(VENV)/pycuda: $(VENV)/dev
