@@ -1,23 +1,37 @@
-"""Encoded text as a person reads it, for look-ups and for the eye: lenient, never an error, never copied anywhere."""
+"""Encoded text as a person reads it, for look-ups and for the eye: lenient, never an error, never copied anywhere.
+
+What cannot be decoded shows as \\xff, so that two texts stay two.
+"""
 
 from __future__ import annotations
 
 import re
-import warnings
 
 from pydicom import Dataset
-from pydicom.charset import decode_bytes, python_encoding
 
-_MISSPELT = re.compile(r"ISO[-_ ]?IR[-_ ]?(\d+)", re.IGNORECASE)
-_UTF8 = {"UTF8", "UTF-8", "ISO_IR 192"}
-_DELIMITERS = {0x0D, 0x0A, 0x09, 0x0C}  # that end what an escape sequence began, beside those of a name
+# PS3.3 tables C.12-2 to C.12-5: Specific Character Set, by what tells one term from another -> codec
+_CODECS = {
+    "100": "latin_1", "101": "iso8859_2", "109": "iso8859_3", "110": "iso8859_4", "144": "iso8859_5",
+    "127": "iso8859_6", "126": "iso8859_7", "138": "iso8859_8", "148": "iso8859_9", "203": "iso8859_15",
+    "13": "shift_jis", "166": "tis_620", "149": "euc_kr", "58": "gb2312", "192": "utf_8",
+    "GB18030": "gb18030", "GBK": "gbk", "UTF8": "utf_8", "UTF-8": "utf_8",
+}  # fmt: skip
+_TERM = re.compile(r"ISO[-_ ]?(?:2022[-_ ]?)?IR[-_ ]?(\d+)")  # however it is spelt
+# the escape sequences of tables C.12-3 and C.12-4
+_TO_G1 = {
+    b"\x1b-A": "100", b"\x1b-B": "101", b"\x1b-C": "109", b"\x1b-D": "110", b"\x1b-L": "144", b"\x1b-G": "127",
+    b"\x1b-F": "126", b"\x1b-H": "138", b"\x1b-M": "148", b"\x1b-b": "203", b"\x1b)I": "13", b"\x1b-T": "166",
+    b"\x1b$)C": "149", b"\x1b$)A": "58",
+}  # fmt: skip
+_TO_G0 = {b"\x1b(B": b"", b"\x1b(J": b"", b"\x1b$@": b"\x1b$B", b"\x1b$B": b"\x1b$B", b"\x1b$(D": b"\x1b$(D"}
+_CHANGES = re.compile(rb"(\x1b[\x20-\x2f]+[\x30-\x7e]|[\t\n\f\r]+)")  # a new line begins as the value did
 
 
 def text_of(ds: Dataset, keyword: str) -> str:
     """An element of `verbatim` as text, several values with their backslash; "" where it holds none."""
     value = encoded(ds, keyword)
-    terms = [t.strip().upper() for t in encoded(ds, "SpecificCharacterSet").decode("latin-1").strip("\0 ").split("\\")]
-    return _decode(value, terms).replace("\0", "").strip()
+    terms = encoded(ds, "SpecificCharacterSet").decode("latin-1").strip("\0 ").upper().split("\\")
+    return _decode(value, terms[0].strip()).replace("\0", "").strip()
 
 
 def encoded(ds: Dataset, keyword: str) -> bytes:
@@ -28,28 +42,29 @@ def encoded(ds: Dataset, keyword: str) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _decode(value: bytes, terms: list[str]) -> str:
+def _decode(value: bytes, term: str) -> str:
+    """term: the first, which holds until an escape sequence; the others only say which of those may come."""
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii")
-    if b"\x1b" not in value and (not any(terms) or terms[0] in _UTF8):  # undeclared UTF-8 is what it looks like
+    first = _codec(term)
+    if not term and b"\x1b" not in value:  # undeclared UTF-8 is what it looks like
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             pass
-    encodings = [_encoding(t) for t in terms]
-    try:
-        if b"\x1b" not in value:
-            return value.decode(encodings[0], "replace")
-        with warnings.catch_warnings():  # code extensions (PS3.5 section 6.1.2.5): pydicom warns on broken ones
-            warnings.simplefilter("ignore")
-            return decode_bytes(value, encodings, _DELIMITERS)
-    except (ArithmeticError, LookupError, ValueError):  # of a codec, or of pydicom's search for an escape sequence
-        return value.decode("latin-1")
+    found, high, kanji = "", first, b""
+    for part in _CHANGES.split(value):
+        if part in _TO_G0:
+            kanji = _TO_G0[part]
+        elif part in _TO_G1:
+            high = _CODECS[_TO_G1[part]]
+        elif part[:1] in (b"\t", b"\n", b"\f", b"\r"):
+            found, high, kanji = found + part.decode("ascii"), first, b""
+        else:
+            found += (kanji + part).decode("iso2022_jp_2" if kanji else high, "backslashreplace")
+    return found
 
 
-def _encoding(term: str) -> str:
-    if term in _UTF8:
-        return "utf-8"
-    if (misspelt := _MISSPELT.fullmatch(term)) is not None:
-        term = f"ISO_IR {misspelt[1]}"
-    return python_encoding.get(term, "latin-1")
+def _codec(term: str) -> str:
+    spelt = _TERM.fullmatch(term)
+    return _CODECS.get(spelt[1] if spelt else term, "latin_1")
