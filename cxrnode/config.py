@@ -30,6 +30,7 @@ from pydantic import (
 from pydicom.datadict import dictionary_VR, keyword_dict
 
 from cxrnode.config_faults import Location, fault, spell
+from cxrnode.dicom.client_certificate import identity
 from cxrnode.dicom.identity import is_ae_title
 from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.dicom.uids import is_valid_uid
@@ -132,6 +133,7 @@ def _keyword(value: str) -> str:
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Host = Annotated[str, AfterValidator(_host)]
+CertificateIdentity = Annotated[str, AfterValidator(identity)]
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 Seconds = Annotated[float, BeforeValidator(_not_bool)]
 Port = Annotated[Integer, Field(ge=1, le=65535)]
@@ -176,11 +178,21 @@ class Node(_Table):
 
 
 class Allowed(_Table):
-    """A peer that may store; `port`: where it takes the answers to its storage commitment requests."""
+    """A peer that may store.
+
+    port: where it takes the answers to its storage commitment requests. certificate: it must show a client certificate
+    with one of these identities.
+    """
 
     ae_title: AETitle
     host: Host
     port: Port | None = None
+    certificate: tuple[CertificateIdentity, ...] = ()
+
+    @field_validator("certificate", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
 class ReceiveTls(_Table):
@@ -219,6 +231,14 @@ class Receive(_Table):
     def _no_twins(cls, allow: tuple[Allowed, ...]) -> tuple[Allowed, ...]:
         _refuse_twins([f"{a.ae_title} at {a.host}" for a in allow])
         return allow
+
+    @field_validator("tls")
+    @classmethod
+    def _who_signs(cls, tls: ReceiveTls | None, info: ValidationInfo) -> ReceiveTls | None:
+        bound = sorted({a.ae_title for a in info.data.get("allow", ()) if a.certificate})
+        if bound and (tls is None or tls.ca is None):
+            raise ValueError(f"allow names the certificate of {', '.join(bound)}: that needs this table with its ca")
+        return tls
 
     @field_validator("plain")
     @classmethod

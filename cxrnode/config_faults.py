@@ -97,7 +97,7 @@ def _toml(value: Any) -> str:
 @cache
 def _whole_example() -> dict[str, Any]:
     """The example with what it leaves commented out."""
-    return tomllib.loads(re.sub(r"^#(?=[\w\[])", "", EXAMPLE, flags=re.MULTILINE))
+    return tomllib.loads(re.sub(r"^#(?=[\w\[{])", "", EXAMPLE, flags=re.MULTILINE))
 
 
 def _example(loc: Location) -> Any:

@@ -180,6 +180,7 @@ def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
     plain = ListenerOptions(
         ae_title=node.ae_title, bind=node.bind, port=node.port, incoming=incoming,
         allow=tuple((a.ae_title, a.host) for a in receive.allow),
+        bound={(a.ae_title, a.host): a.certificate for a in receive.allow if a.certificate},
         commitment_peers=tuple((d.ae_title, d.host) for d in config.destination if d.storage_commitment),
         max_associations=receive.max_associations, max_associations_per_host=receive.max_associations_per_host,
         idle_timeout_s=receive.idle_timeout_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +63,7 @@ def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]
     where = f"on {_at(node.bind, node.port)}" if receive.plain else "with TLS alone"
     yield f"node: {node.ae_title} {where}, data in {node.data_dir}"
     yield f"database: {node.database_place}"
-    allowed = ", ".join(f"{a.ae_title} from {a.host}" for a in receive.allow)
+    allowed = ", ".join(f"{a.ae_title} from {a.host}{_shown(a.certificate)}" for a in receive.allow)
     yield f"receive: {allowed or 'nobody'}; at least {receive.disk_watermark_mb} MB stay free"
     if t := receive.tls:
         clients = "required" if t.require_client_certificate else "not required"
@@ -125,6 +125,10 @@ def _tls_dangers(config: Config, expiries: dict[Path, datetime]) -> Iterator[str
     for key in sorted(keys):
         if key.stat().st_mode & stat.S_IROTH:
             yield f"every user of this machine can read the key {key}: chmod 600 {key}"
+
+
+def _shown(certificate: Sequence[str]) -> str:
+    return f" (TLS, certificate {' or '.join(certificate)})" if certificate else ""
 
 
 def _at(host: str, port: int) -> str:

@@ -78,13 +78,17 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4). `detail`: for the log alone."""
+    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4).
+
+    text: one of a few. detail: for the log alone; recorded: for the ledger alone.
+    """
 
     result: int
     source: int
     reason: int
     text: str
     detail: str = ""
+    recorded: str = ""
 
     def encode(self) -> bytes:
         return pdu(ASSOCIATE_RJ, bytes((0, self.result, self.source, self.reason)))
@@ -93,6 +97,8 @@ class Refusal:
 NO_REASON = Refusal(1, 1, 1, "nothing that it asks for is offered to it")
 CONTEXT_NAME_NOT_SUPPORTED = Refusal(1, 1, 2, "application context name not supported")
 CALLING_NOT_RECOGNISED = Refusal(1, 1, 3, "calling AE title not recognised")
+WITHOUT_TLS = Refusal(1, 1, 3, "calling AE title bound to a client certificate, without TLS")
+NOT_ITS_CERTIFICATE = Refusal(1, 1, 3, "calling AE title without its client certificate")
 CALLED_NOT_RECOGNISED = Refusal(1, 1, 7, "called AE title not recognised")
 VERSION_NOT_SUPPORTED = Refusal(1, 2, 2, "protocol version not supported")
 LIMIT_EXCEEDED = Refusal(2, 3, 2, "too many associations")

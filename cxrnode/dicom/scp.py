@@ -13,11 +13,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cxrnode.dicom.association import Acceptor, Operation
+from cxrnode.dicom.client_certificate import identities
 from cxrnode.dicom.commitment import CommitmentOperation, CommitmentReport, CommitmentRequest
 from cxrnode.dicom.dimse import C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_EVENT_REPORT_RQ, Command
 from cxrnode.dicom.limits import Gate
@@ -26,8 +27,10 @@ from cxrnode.dicom.negotiation import (
     CALLING_NOT_RECOGNISED,
     COMMITMENT,
     LIMIT_EXCEEDED,
+    NOT_ITS_CERTIFICATE,
     STORAGE,
     VERIFICATION,
+    WITHOUT_TLS,
     Context,
     Offer,
     Refusal,
@@ -53,13 +56,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """Where to listen, for whom. Peers are (AE title, host name or IP address)."""
+    """Where to listen, for whom. Peers are (AE title, host name or IP address).
+
+    bound: of `allow`, who must show a client certificate of these identities (see `client_certificate`). Who calls
+    itself by such an AE title and does not is rejected, whatever it asks for.
+    """
 
     ae_title: str
     bind: str
     port: int  # 0: a free one, see Listener.port
     incoming: Path  # existing folder for data sets that are arriving; the same file system as where `store` keeps them
     allow: tuple[tuple[str, str], ...]  # may store and ask for commitment
+    bound: Mapping[tuple[str, str], Collection[str]] = field(default_factory=dict)
     commitment_peers: tuple[tuple[str, str], ...] = ()  # may report on commitments that we asked for
     max_associations: int = 50
     max_associations_per_host: int = 20
@@ -154,6 +162,7 @@ class _Connection:
         self._listener = listener
         self._sock = sock
         self._acceptor: Acceptor | None = None
+        self._shown: list[str] = []  # who its client certificate says that it is
         self.thread = threading.Thread(target=self._run, name=f"peer:{host}", daemon=True)
 
     @property
@@ -186,12 +195,16 @@ class _Connection:
         if context is not None:
             self._sock = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
             self._sock.do_handshake()
+            if certificate := self._sock.getpeercert(binary_form=True):
+                self._shown = identities(certificate)
 
     def admit(self, request: Request, host: str) -> Offer | Refusal:
         options = self._listener.options
         if request.called_aet != options.ae_title.strip():
             return replace(CALLED_NOT_RECOGNISED, detail=f"this node is {options.ae_title.strip()}, see node.ae_title")
-        storage = _is_among(request.calling_aet, host, options.allow)
+        storage = self._may_store(request.calling_aet)
+        if not storage and (refusal := self._no_certificate(request.calling_aet)):
+            return refusal
         commitment = storage or _is_among(request.calling_aet, host, options.commitment_peers)
         if not commitment and VERIFICATION not in request.abstract_syntaxes:
             return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(request.calling_aet, host, options.allow))
@@ -204,8 +217,33 @@ class _Connection:
             detail="" if known else _not_allowed(request.calling_aet, host, options.allow),
         )
 
+    def _may_store(self, ae_title: str) -> bool:
+        options = self._listener.options
+        peers = [peer for peer in options.allow if _is_among(ae_title, self.host, [peer])]
+        return any(self._shows(options.bound.get(peer, ())) for peer in peers)
+
+    def _shows(self, wanted: Collection[str]) -> bool:
+        return not wanted or any(identity in wanted for identity in self._shown)
+
+    def _no_certificate(self, ae_title: str) -> Refusal | None:
+        """Of an AE title that a client certificate stands for, and that may not store: why it is not believed."""
+        options = self._listener.options
+        wanted = {i for (title, _), bound in options.bound.items() if title.strip() == ae_title for i in bound}
+        if not wanted:
+            return None
+        if options.ssl_context is None:
+            return replace(WITHOUT_TLS, detail="[receive] allow names its certificate: let it send to receive.tls.port")
+        if self._shows(wanted):  # but from elsewhere
+            return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(ae_title, self.host, options.allow))
+        shown = ", ".join(self._shown)
+        return replace(
+            NOT_ITS_CERTIFICATE, recorded=f"SHA-256 {self._shown[0]}" if shown else "it shows none",
+            detail=f"[receive] allow wants {' or '.join(sorted(wanted))}; it shows {shown or 'none'}",
+        )  # fmt: skip
+
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
-        self._listener.handlers.association(peer, refusal.text if refusal else "")
+        why = "" if refusal is None else f"{refusal.text}{refusal.recorded and f': {refusal.recorded}'}"
+        self._listener.handlers.association(peer, why)
 
     def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
         options, handlers = self._listener.options, self._listener.handlers
@@ -218,8 +256,8 @@ class _Connection:
                 refused=handlers.refused,
             )  # fmt: skip
         if field in (N_ACTION_RQ, N_EVENT_REPORT_RQ) and uid == COMMITMENT:
-            among = options.allow if field == N_ACTION_RQ else options.commitment_peers
-            if not _is_among(peer.calling_aet, peer.host, among):
+            reports = _is_among(peer.calling_aet, peer.host, options.commitment_peers)
+            if not (self._may_store(peer.calling_aet) if field == N_ACTION_RQ else reports):
                 return _Answer(NOT_AUTHORISED)
             return CommitmentOperation(
                 peer, context, command,

@@ -35,12 +35,14 @@ class Authority:
         not_before: datetime | None = None,
         not_after: datetime | None = None,
         rsa: bool = False,
+        common_name: str | None = None,
     ) -> Identity:
         """A certificate for `hosts` (loopback where none is named), good for server and client; an EC key, or RSA."""
         issued = self._ca.issue_cert(
             *(hosts or ("127.0.0.1", "localhost")),
             not_before=not_before,
             not_after=not_after,
+            common_name=common_name,
             key_type=trustme.KeyType.RSA if rsa else trustme.KeyType.ECDSA,
         )
         stem = f"{self._name}-{name}"

@@ -14,7 +14,7 @@ from cxrnode.config_faults import EXAMPLE
 from cxrnode.errors import ConfigError
 from tests.support.certificates import Authority
 
-WHOLE = re.sub(r"^#(?=[\w\[])", "", EXAMPLE, flags=re.MULTILINE)
+WHOLE = re.sub(r"^#(?=[\w\[{])", "", EXAMPLE, flags=re.MULTILINE)
 
 
 def with_tls_files(folder: Path) -> Path:

@@ -39,6 +39,7 @@ class Node:
     database: str = "sqlite"
     extra: str = ""  # more TOML
     receive: str = ""  # more keys of [receive]
+    allow: Sequence[str] = ()  # more entries of [receive] allow
     port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -67,7 +68,7 @@ class Node:
             f'[node]\nport = {self.port}\ndata_dir = "var"\ndatabase = "{self.database}"\n'
             f'[receive]\nallow = [{{ ae_title = "{SENDER}", host = "127.0.0.1" }}, '
             f'{{ ae_title = "ORTHANC", host = "127.0.0.1", port = {back} }}, '
-            f'{{ ae_title = "ER", host = "127.0.0.1" }}]\n'
+            f'{{ ae_title = "ER", host = "127.0.0.1" }}{"".join(f", {entry}" for entry in self.allow)}]\n'
             f"disk_watermark_mb = {self.watermark_mb}\n{self.receive}\n"
             f'[analyse]\nstat = [{{ calling_ae = "ER" }}]\n'
             f"[report]\nstudy_quiet_s = {self.quiet_s}\n{sent}\n[http]\nport = {self.http_port}\n{self.extra}\n"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from sqlalchemy import text
@@ -26,6 +25,7 @@ from cxrnode.dicom.scp import (
     ListenerOptions,
     start_listener,
 )
+from cxrnode.dicom.scu import TidyAE
 from cxrnode.intake import Intake
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
@@ -131,7 +131,7 @@ def associated(
     port: int, *contexts: Dataset | str, calling: str = PACS, called: str = NODE, **how: Any
 ) -> Iterator[Association]:
     """A peer's association: with the contexts that these data sets need, or of these SOP classes."""
-    ae = AE(ae_title=calling)
+    ae = TidyAE(ae_title=calling)  # pynetdicom's own may miss a rejection that is followed by the end at once
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = ANSWER_S
     for context in contexts or (Verification,):
         if isinstance(context, Dataset):

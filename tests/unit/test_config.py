@@ -166,6 +166,13 @@ FAULTS = [
     (PACS + "tls = true", "destination: pacs: tls = true needs the table [send.tls]", "destination = ["),
     ("[http]\nport = 11112", "http: http.port = 11112, node.port = 11112: each needs its own port", "http = {"),
     (WHOLE.replace("port = 2762", "port = 8080"), "receive.tls.port = 8080: each needs its own port", "http = {"),
+    (
+        f'[receive]\nallow = [{{ {PEER}, certificate = "x" }}]',
+        "receive.tls: allow names the certificate of A: that needs this table with its ca", "tls = {",
+    ),
+    (f'[receive]\nallow = [{{ {PEER}, certificate = "" }}]', "receive.allow[0].certificate[0]", "common name"),
+    (f'[receive]\nallow = [{{ {PEER}, certificate = "{"ab:" * 19}ab" }}]', "certificate[0]", "that of SHA-256"),
+    (f"[receive]\nallow = [{{ {PEER}, certificate = 5 }}]", "receive.allow[0].certificate = 5", "should be an array"),
     ("[receive]\nplain = false", "receive.plain = false: needs the table [receive.tls]", "plain = true"),
     (
         WHOLE.replace("plain = true", "plain = false").replace("port = 2762", "port = 8080"),
@@ -188,6 +195,16 @@ def test_every_fault_is_told_at_once(folder: Path) -> None:
     assert [line.split(" =")[0].split(":")[0].strip() for line in said] == [
         "node.port", "report.not_analysed", "http.port", "htpp",
     ]  # fmt: skip
+
+
+def test_a_certificate_is_named_in_one_form(folder: Path) -> None:
+    digits = "0123456789ABCDEF" * 4
+    pairs = ":".join(digits[i : i + 2] for i in range(0, 64, 2))
+    for named in (f'"{digits}"', f'["{pairs}"]'):
+        text = WHOLE.replace('certificate = "ct1.hospital.example"', f"certificate = {named}")
+        assert load(folder, text).receive.allow[1].certificate == (digits.lower(),)
+    text = WHOLE.replace('"ct1.hospital.example"', '["CT1.Hospital.example", " Siemens CT 1 ", "FE80::0:1"]')
+    assert load(folder, text).receive.allow[1].certificate == ("ct1.hospital.example", "siemens ct 1", "fe80::1")
 
 
 def test_without_the_plain_port_its_number_is_free(folder: Path) -> None:

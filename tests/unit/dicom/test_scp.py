@@ -150,10 +150,10 @@ def test_associations_and_refusals_are_told(node: Node, tmp_path: Path) -> None:
     assert (node.associations[0][0].calling_aet, node.associations[0][1], len(node.associations)) == (PACS, "", 4)
     ds = chest(64, 64)
     del ds.StudyInstanceUID
-    assert send(node.port, ds) == [0xC000]
+    assert send(node.port, ds) == [0xC003]
     ((peer, uid, status, why),) = node.refused
     assert (peer.calling_aet, uid, status, why) == (
-        PACS, ds.SOPInstanceUID, 0xC000, "a mandatory UID is missing or invalid"
+        PACS, ds.SOPInstanceUID, 0xC003, "a mandatory UID is missing or invalid: StudyInstanceUID"
     )  # fmt: skip
     with running_node(tmp_path / "full", watermark_bytes=1 << 62) as full:
         assert send(full.port, chest(64, 64)) == [0xA700]
