@@ -18,7 +18,7 @@ from cxrnode.dicomdir import file_ids, is_dicomdir
 from cxrnode.errors import ArchiveError, CxrnodeError, Damaged, Rejected, unexpected
 from cxrnode.item import Item, printable, refused, unreadable
 from cxrnode.location import Location, open_regular, too_large
-from cxrnode.members import compressed_items, tar_items, zip_items
+from cxrnode.members import MAX_MEMBERS, compressed_items, tar_items, zip_items
 from cxrnode.types import Rejection
 
 
@@ -159,7 +159,9 @@ def _dicomdir(path: Path, real: Path) -> Iterator[Item]:
     """The files that the records reference, never one outside the DICOMDIR's folder."""
     base = real.parent
     try:
-        for parts in file_ids(real):
+        for count, parts in enumerate(file_ids(real)):
+            if count == MAX_MEMBERS:
+                raise Damaged(f"more than {MAX_MEMBERS} files")
             shown = path.parent.joinpath(*parts)
             if found := _referenced(base, parts):
                 yield Item(path=printable(path.parent / found.relative_to(base)), at=Location(container=str(found)))
@@ -172,6 +174,8 @@ def _dicomdir(path: Path, real: Path) -> Iterator[Item]:
 def _referenced(base: Path, parts: list[str]) -> Path | None:
     for spelled in (parts, [p.lower() for p in parts]):  # ISO 9660 mounts show lower case
         try:
+            if not os.path.lexists(os.path.join(base, *spelled)):  # noqa: PTH118 (a hostile one lists a million)
+                continue
             candidate = base.joinpath(*spelled).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):  # not there, or no name that a file can have
             continue

@@ -12,6 +12,7 @@ from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.errors import Damaged, Rejected
 from cxrnode.location import open_regular, too_large
 
+MAX_ELEMENTS = 4 * 10**6  # some twenty a record: a disc of 200,000 images
 _META = 4096  # bytes in which the file meta information says what the file is
 _SOP_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
 _RECORDS, _FILE_ID = 0x00041220, 0x00041500
@@ -34,7 +35,9 @@ def file_ids(path: Path) -> Iterator[list[str]]:
     if len(data) > OBJECT_BYTES:
         raise too_large(len(data))
     implicit = _meta(data[:_META]).get(_TRANSFER_SYNTAX) == ImplicitVRLittleEndian
-    for tag, value in _elements(data, 132, implicit=implicit):
+    for count, (tag, value) in enumerate(_elements(data, 132, implicit=implicit)):
+        if count == MAX_ELEMENTS:
+            raise Damaged(f"more than {MAX_ELEMENTS} elements")
         if tag == _FILE_ID and (parts := value.decode("utf-8", "surrogateescape").strip(" \0")):
             yield [part.strip() for part in parts.split("\\")]
 

@@ -25,7 +25,7 @@ from cxrnode.item import Item, nested, printable, refused, unreadable
 from cxrnode.location import Location, open_regular, read_item, too_large
 from cxrnode.types import Reason, Rejection
 
-_MAX_MEMBERS = 10**6
+MAX_MEMBERS = 10**6
 _MAX_INFLATED = 2**30  # bytes in one archive, or
 _MAX_RATIO = 30  # times its own size, where that is more: films shrink to a half or a third, black ones further
 _MAX_TARGET = 4096  # bytes of a link's target
@@ -151,8 +151,8 @@ class _Budget:
     def take(self, size: int) -> None:
         self._members += 1
         self._bytes += size
-        if self._members > _MAX_MEMBERS:
-            raise Damaged(f"more than {_MAX_MEMBERS} members")
+        if self._members > MAX_MEMBERS:
+            raise Damaged(f"more than {MAX_MEMBERS} members")
         if self._bytes > self.most:
             raise Damaged(f"its members have more than {self.most} bytes: a bomb, or far from any archive of images")
 

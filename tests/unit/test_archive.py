@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import socket
+import struct
 import subprocess
 import tarfile
 import zipfile
@@ -22,6 +23,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from cxrnode import archive as archive_module
+from cxrnode import dicomdir
 from cxrnode.archive import check_archive, iter_items
 from cxrnode.errors import ArchiveError, Rejected
 from cxrnode.item import Item
@@ -324,6 +326,20 @@ def test_a_dicomdir_lists_files_of_its_folder_alone(tmp_path: Path) -> None:
     *_, last = items(folder / "DICOMDIR", tmp_path)
     assert last.rejection is not None
     assert "damaged DICOMDIR" in last.rejection.detail
+
+
+@pytest.mark.parametrize("value", [b"", b"A "])
+def test_a_dicomdir_has_a_budget(value: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicomdir, "MAX_ELEMENTS", 9)  # eight and the SOP class
+    monkeypatch.setattr(archive_module, "MAX_MEMBERS", 4)
+    head = bytes(128) + b"DICM" + b"\x02\0\x02\0UI" + struct.pack("<H", 20) + b"1.2.840.10008.1.3.10"
+    element = b"\x04\0\0\x15CS" + struct.pack("<H", len(value)) + value
+    for count, whole in ((4, True), (8, not value), (9, False)):
+        (tmp_path / "DICOMDIR").write_bytes(head + element * count)
+        *found, last = items(tmp_path / "DICOMDIR", tmp_path) or [None]
+        said = last.rejection.detail if last and last.rejection else ""
+        assert ("more than" not in said) is whole, (count, said)
+        assert len(found) <= 4
 
 
 def test_the_output_folder_inside_the_archive_is_left_out(folder: Path, tmp_path: Path) -> None:

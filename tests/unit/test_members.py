@@ -244,7 +244,7 @@ def test_a_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_the_number_of_members_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "_MAX_MEMBERS", 3)
+    monkeypatch.setattr(members, "MAX_MEMBERS", 3)
     with tarfile.open(tmp_path / "x.tar", "w") as t, zipfile.ZipFile(tmp_path / "x.zip", "w") as z:
         for n in range(5):
             add(t, str(n), b"x")
