@@ -6,20 +6,15 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
-import re
 import ssl
 import tomllib
-from difflib import get_close_matches
+from abc import abstractmethod
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -27,136 +22,43 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydicom.datadict import dictionary_VR, keyword_dict
+from pydicom.datadict import dictionary_VR
 
 from cxrnode.config_faults import Location, fault, spell
-from cxrnode.dicom.client_certificate import identity
-from cxrnode.dicom.identity import is_ae_title
-from cxrnode.dicom.tls import client_context, server_context
+from cxrnode.config_values import (
+    AETitle,
+    Associations,
+    BundleName,
+    CertificateIdentity,
+    DatabaseURL,
+    File,
+    Folder,
+    Host,
+    Integer,
+    Keyword,
+    Port,
+    Seconds,
+    Somewhere,
+    Table,
+)
+from cxrnode.dicom.tls import authority_expiry, certificate_expiry, client_context, server_context
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.errors import ConfigError
-from engines.base import EngineError, EngineKind
-from engines.bundle import find_bundle
+from engines.base import EngineKind
 
+EXPIRY_NOTICE = timedelta(days=30)  # before a certificate expires
 _PREFIX = "CXRNODE_"
-_DATABASE = "postgresql+psycopg"
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # RFC 1123, and the _ that sites do use
-
-
-# --- values ---------------------------------------------------------------------------------------------------------
-
-
-def _ae_title(value: str) -> str:
-    title = value.strip(" ")  # not significant: PS3.5 section 6.2
-    if not is_ae_title(title):
-        raise ValueError("an AE title is 1 to 16 printable ASCII characters, no backslash, not only spaces")
-    return title
-
-
-def _host(value: str) -> str:
-    try:
-        return str(ipaddress.ip_address(value))  # in the one form that a socket's peer address has
-    except ValueError:
-        labels = value.removesuffix(".").split(".")
-    named = len(value) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
-    if not named:
-        raise ValueError("is neither an IP address (IPv6 without brackets) nor a host name")
-    return value
-
-
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("should be a number")  # noqa: TRY004 (as pydantic wants it; it would take true for 1)
-    return value
-
-
-def _path(value: object, info: ValidationInfo) -> object:
-    if value == "":
-        raise ValueError("is empty: give a path")
-    folder = (info.context or {}).get("folder", Path())
-    return folder / value if isinstance(value, str | Path) else value
-
-
-def _readable(path: Path) -> Path:
-    try:
-        path.open("rb").close()
-    except (OSError, ValueError) as e:
-        raise ValueError(f"cannot read this file: {getattr(e, 'strerror', None) or e}") from e
-    return path
-
-
-def _folder(path: Path) -> Path:
-    try:
-        if path.exists() and not path.is_dir():
-            raise ValueError("is not a folder")
-    except OSError as e:
-        raise ValueError(f"is not a usable folder: {e.strerror}") from e
-    return path
-
-
-def _database(secret: SecretStr) -> SecretStr:
-    from sqlalchemy.engine import make_url  # noqa: PLC0415 (the workers read a configuration and no database)
-
-    if secret.get_secret_value() == "sqlite":
-        return secret
-    try:
-        url = make_url(secret.get_secret_value())
-        good = url.drivername == _DATABASE and bool(url.database)
-    except Exception:  # noqa: BLE001 (whatever it is, its words may hold the password)
-        good = False
-    if not good:
-        raise ValueError(
-            f'should be "sqlite" or "{_DATABASE}://USER:PASSWORD@HOST:PORT/DATABASE" (as a URL has it: an @ in the '
-            "password is %40)"
-        )
-    return secret
-
-
-def _bundle(name: str, info: ValidationInfo) -> str:
-    found = str(_path(name, info)) if "/" in name else name
-    try:
-        find_bundle(found)
-    except (EngineError, OSError, RuntimeError, ValueError) as e:
-        raise ValueError(str(e)) from e
-    return found
-
-
-def _keyword(value: str) -> str:
-    tag = keyword_dict.get(value)
-    if not value or tag is None:
-        close = get_close_matches(value, keyword_dict, n=1)
-        raise ValueError("is no DICOM keyword" + (f"; did you mean {close[0]}?" if close else ""))
-    if dictionary_VR(tag).startswith(("SQ", "O", "UN")):
-        raise ValueError("has no value to compare with (it is a sequence or binary)")
-    return value
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Host = Annotated[str, AfterValidator(_host)]
-CertificateIdentity = Annotated[str, AfterValidator(identity)]
-Integer = Annotated[int, BeforeValidator(_not_bool)]
-Seconds = Annotated[float, BeforeValidator(_not_bool)]
-Port = Annotated[Integer, Field(ge=1, le=65535)]
-File = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable)]
-Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder)]
-Associations = Annotated[Integer, Field(ge=1, le=10_000)]
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, hide_input_in_errors=True
-    )
-
-
-class Node(_Table):
+class Node(Table):
     ae_title: AETitle = "CXRNODE"
     bind: Host = "127.0.0.1"
     port: Port = 11112
     data_dir: Folder = Path("var")
-    database: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite")
+    database: DatabaseURL = SecretStr("sqlite")
     retention_days: Annotated[Integer, Field(ge=0, le=36_500)] = 7
 
     @property
@@ -177,7 +79,7 @@ class Node(_Table):
         return text != "sqlite" and bool(make_url(text).password)
 
 
-class Allowed(_Table):
+class Allowed(Table):
     """A peer that may store.
 
     port: where it takes the answers to its storage commitment requests. certificate: it must show a client certificate
@@ -195,7 +97,27 @@ class Allowed(_Table):
         return (value,) if isinstance(value, str) else value
 
 
-class ReceiveTls(_Table):
+class TlsTable(Table):
+    """A table that names PEM files: `certificate`, `key` and `ca`."""
+
+    @abstractmethod
+    def context(self) -> ssl.SSLContext:
+        """Of what the files hold now. Raises ConfigError where they cannot serve."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Key -> file, of those that are named."""
+        named = {key: getattr(self, key) for key in ("certificate", "key", "ca")}
+        return {key: path for key, path in named.items() if path}
+
+    @property
+    def expiries(self) -> dict[str, datetime]:
+        """Key -> when the first of its certificates expires. Raises ConfigError."""
+        find = {"certificate": certificate_expiry, "ca": authority_expiry}
+        return {key: find[key](path) for key, path in self.files.items() if key in find}
+
+
+class ReceiveTls(TlsTable):
     port: Port = 2762
     certificate: File
     key: File
@@ -203,7 +125,6 @@ class ReceiveTls(_Table):
     require_client_certificate: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Raises ConfigError where the files cannot serve."""
         return server_context(
             certificate=self.certificate, key=self.key, ca=self.ca,
             require_client_certificate=self.require_client_certificate,
@@ -217,7 +138,7 @@ class ReceiveTls(_Table):
         return required
 
 
-class Receive(_Table):
+class Receive(Table):
     allow: tuple[Allowed, ...] = ()
     max_associations: Associations = 50
     max_associations_per_host: Associations = 20
@@ -248,7 +169,7 @@ class Receive(_Table):
         return plain
 
 
-class SendTls(_Table):
+class SendTls(TlsTable):
     """`certificate` and `key` are shown to destinations that ask who sends."""
 
     certificate: File | None = None
@@ -257,7 +178,6 @@ class SendTls(_Table):
     verify_host: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Raises ConfigError where the files cannot serve."""
         return client_context(ca=self.ca, certificate=self.certificate, key=self.key, verify_host=self.verify_host)
 
     @field_validator("key")
@@ -268,14 +188,14 @@ class SendTls(_Table):
         return key
 
 
-class Send(_Table):
+class Send(Table):
     tls: SendTls | None = None
 
 
-class StatRule(_Table):
+class StatRule(Table):
     """What goes before the rest: an attribute with a value, or a calling AE title."""
 
-    attribute: Annotated[str, AfterValidator(_keyword)] | None = None
+    attribute: Keyword | None = None
     value: Annotated[str, Field(min_length=1)] | None = None
     calling_ae: AETitle | None = None
 
@@ -289,20 +209,20 @@ class StatRule(_Table):
         return self
 
 
-class Analyse(_Table):
-    bundle: Annotated[str, AfterValidator(_bundle)] = "default"
+class Analyse(Table):
+    bundle: BundleName = "default"
     engine: EngineKind = EngineKind.AUTO
     batch_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
     max_wait_ms: Annotated[Integer, Field(ge=0, le=60_000)] = 50
     stat: tuple[StatRule, ...] = ()
 
 
-class Report(_Table):
+class Report(Table):
     study_quiet_s: Annotated[Seconds, Field(ge=0, le=86_400)] = 5
     not_analysed: Literal["report", "audit"] = "report"
 
 
-class DestinationEntry(_Table):
+class DestinationEntry(Table):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     ae_title: AETitle
     host: Host
@@ -311,7 +231,7 @@ class DestinationEntry(_Table):
     tls: bool = False
 
 
-class Http(_Table):
+class Http(Table):
     bind: Host = "127.0.0.1"
     port: Port = 8080
 
@@ -321,19 +241,19 @@ class Syslog(SendTls):
     port: Port = 6514
 
 
-class Audit(_Table):
-    anchor_file: Annotated[Path, BeforeValidator(_path)] | None = None
+class Audit(Table):
+    anchor_file: Somewhere | None = None
     anchor_every_records: Annotated[Integer, Field(ge=1, le=10**9)] = 10_000
     anchor_every_hours: Annotated[Seconds, Field(gt=0, le=8760)] = 24
     syslog: Syslog | None = None
 
 
-class Log(_Table):
+class Log(Table):
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Config(_Table):
+class Config(Table):
     """cxrnode.toml, table by table and key by key."""
 
     node: Node = Field(default_factory=Node)
@@ -350,6 +270,12 @@ class Config(_Table):
     def digest(self) -> str:
         """sha256 of what is in force, the environment's part included, without secrets."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def tls_tables(self) -> dict[str, TlsTable]:
+        """Those that are there, by name."""
+        tables = {"receive.tls": self.receive.tls, "send.tls": self.send.tls, "audit.syslog": self.audit.syslog}
+        return {name: table for name, table in tables.items() if table}
 
     @property
     def dicom_ports(self) -> dict[str, int]:

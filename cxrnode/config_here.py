@@ -75,12 +75,9 @@ def unreachable(config: Config) -> Iterator[str]:
 
 def open_to_others(config: Config, file: Path) -> Iterator[str]:
     """What this machine's other users may read or write and should not: keys, passwords, the data folder."""
-    receive, send, syslog = config.receive.tls, config.send.tls, config.audit.syslog
     private = {
         "the data folder": config.node.data_dir,
-        "receive.tls.key": receive and receive.key,
-        "send.tls.key": send and send.key,
-        "audit.syslog.key": syslog and syslog.key,
+        **{f"{name}.key": table.files.get("key") for name, table in config.tls_tables.items()},
         "audit.anchor_file": config.audit.anchor_file,
         "the configuration, which holds a password,": file if config.node.has_password else None,
     }

@@ -20,14 +20,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import select, text
 
 from cxrnode.audit.syslog import SyslogError
-from cxrnode.config import Config
+from cxrnode.config import EXPIRY_NOTICE, Config
 from cxrnode.config_here import listens, open_to_others, unreachable
 from cxrnode.dicom.probe import probe
 from cxrnode.dicom.scu import SendError
 from cxrnode.dicom.status import SUCCESS
-from cxrnode.dicom.tls import certificate_expiry
+from cxrnode.dicom.tls import authority_expiry, certificate_expiry
 from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned
 from cxrnode.errors import ConfigError, CxrnodeError
+from cxrnode.live_tls import LiveTls
 from cxrnode.monitor import reachable
 from cxrnode.serve import destinations, open_database, syslog_server
 from cxrnode.store.database import Database
@@ -40,7 +41,8 @@ from engines.bundle import Bundle, load_bundle
 from engines.load import make_engine
 
 _CLOCK_S = 5.0  # half of the analyse stage's lease: above it machines take each other's work
-_EXPIRY_NOTICE = timedelta(days=30)
+_RENEW = "renew the file in place: the node takes it within seconds, without a restart"
+_NOT_TAKEN = "the node takes a new file within seconds, or at once with SIGHUP: where it does not, its log says why"
 _HANDSHAKE_S = 10.0
 
 
@@ -150,38 +152,28 @@ def _golden(config: Config, bundle: Bundle) -> Check:
 
 
 def _certificates(config: Config) -> Iterator[Check]:
-    receive, send = config.receive.tls, config.send.tls
-    named: dict[str, Path | None] = {}
-    if receive:
-        named |= {"receive.tls.certificate": receive.certificate, "receive.tls.ca": receive.ca}
-    if send:
-        named |= {"send.tls.certificate": send.certificate, "send.tls.ca": send.ca}
-    if syslog := config.audit.syslog:
-        named |= {"audit.syslog.certificate": syslog.certificate, "audit.syslog.ca": syslog.ca}
-    for key, path in named.items():
-        if path:
-            yield _certificate(key, path)
-    if not named:
+    for name, table in config.tls_tables.items():
+        for key, path in table.files.items():
+            if key != "key":
+                yield _certificate(f"{name}.{key}", path)
+    if not config.tls_tables:
         yield fine("certificates", "none is configured: everything goes in the clear")
     try:
-        if receive:
-            receive.context()
-        destinations(config)
-        syslog_server(config)
+        LiveTls(config.tls_tables)
     except ConfigError as e:
         yield failed("TLS", str(e), "the message says how; the node does not start with it")
 
 
 def _certificate(key: str, path: Path) -> Check:
     try:
-        until = certificate_expiry(path)
+        until = (authority_expiry if key.endswith(".ca") else certificate_expiry)(path)
     except ConfigError as e:
         return failed(key, str(e), "name a PEM file that the node may read")
     left = until - datetime.now(UTC)
     if left <= timedelta(0) and not key.endswith(".ca"):
-        return failed(key, f"{path} has expired on {until:%Y-%m-%d}", "renew it, then restart the node")
-    if left < _EXPIRY_NOTICE:
-        return warned(key, f"{path}: the first to expire does on {until:%Y-%m-%d}", "renew it, then restart the node")
+        return failed(key, f"{path} has expired on {until:%Y-%m-%d}", _RENEW)
+    if left < EXPIRY_NOTICE:
+        return warned(key, f"{path}: the first to expire does on {until:%Y-%m-%d}", _RENEW)
     return fine(key, f"{path}: until {until:%Y-%m-%d}, {counted(left.days, 'day')} left")
 
 
@@ -228,14 +220,14 @@ def _handshake(config: Config) -> Check:
     if not listens(config.node.data_dir, tls.port):
         return _another_node("TLS listener", f"{where[0]}:{where[1]}", config, "receive.tls.port")
     if shown != configured:
-        return warned("TLS listener", f"it shows another certificate than {tls.certificate}", "restart `cxrnode serve`")
+        return warned("TLS listener", f"it shows another certificate than {tls.certificate}", _NOT_TAKEN)
     return fine("TLS listener", f"{where[0]}:{where[1]} shows {tls.certificate} over {version}")
 
 
 def _syslog(config: Config) -> Check:
     """A connection that says nothing: a server that takes client certificates, and ours, ends it in order."""
     try:
-        server = syslog_server(config)
+        server = syslog_server(config, LiveTls(config.tls_tables))
         assert server is not None  # noqa: S101
         server.connect().confirm()
     except (ConfigError, SyslogError) as e:
@@ -250,7 +242,7 @@ def _destinations(config: Config, database: Database | None, bundle: Bundle | No
     if not config.destination:
         yield warned("destinations", "none: results stay on this node", "add a [[destination]]")
     try:
-        peers = destinations(config)
+        peers = destinations(config, LiveTls(config.tls_tables))
     except ConfigError:  # said above
         yield failed("destinations", "not tried: the TLS material cannot be used", "mend it first")
         return

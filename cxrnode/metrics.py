@@ -38,6 +38,7 @@ _BEAT, _DUE = "cxrnode_thread_beat", "cxrnode_thread_due"
 _THREAD_FAILURES = "cxrnode_thread_failures"
 _INTERNAL = {_BEAT, _DUE}
 _FAILURES = "cxrnode_destination_failures"
+_EXPIRY = "cxrnode_certificate_expiry_timestamp_seconds"
 _UNANSWERED = "cxrnode_receive_unanswered_since_seconds"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -122,6 +123,11 @@ def threads(folder: Path) -> list[ThreadState]:
     ]
 
 
+def certificate_expiries(folder: Path) -> dict[str, float]:
+    """Of the certificates that the stages have loaded: role -> when the first of them expires, seconds since 1970."""
+    return {s.labels["role"]: s.value for m in collect(folder, _KINDS[-1]) for s in m.samples if s.name == _EXPIRY}
+
+
 def unanswered_since(folder: Path) -> float:
     """When the oldest C-STORE request that has no answer yet was whole, seconds since 1970; 0 where all have one.
 
@@ -170,6 +176,10 @@ class _Meters:
         self.breaker = Gauge(
             "cxrnode_destination_breaker_open", "1 while a destination that fails is only tried now and then",
             ["destination", "service"], registry=None, multiprocess_mode="max",
+        )  # fmt: skip
+        self.expiry = Gauge(
+            _EXPIRY, "When a certificate in use expires (of several in one file, the first)", ["role"], registry=None,
+            multiprocess_mode="max",
         )  # fmt: skip
         thread = ["stage", "thread"]
         self.beat, self.due, self.thread_failures = (
@@ -243,6 +253,12 @@ def association_rejected(reason: str) -> None:
     """reason: one of negotiation's own texts."""
     if _meters:
         _meters.rejected.labels(reason).inc()
+
+
+def certificate_loaded(role: str, until: float) -> None:
+    """role: the key that names its file, such as receive.tls.certificate; until: seconds since 1970."""
+    if _meters:
+        _meters.expiry.labels(role).set(until)
 
 
 def thread_lives(name: str, now: float, due: float) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,8 +24,8 @@ from sqlalchemy import text
 
 from cxrnode import __version__, metrics
 from cxrnode.audit.forward import unconfirmed_since
-from cxrnode.config import Config
-from cxrnode.errors import StorageFullError, StoreError
+from cxrnode.config import EXPIRY_NOTICE, Config, TlsTable
+from cxrnode.errors import ConfigError, StorageFullError, StoreError
 from cxrnode.health import reasons
 from cxrnode.metrics import ThreadState
 from cxrnode.store.database import Database
@@ -51,10 +52,12 @@ class Monitor:
     database: Database
     supervisor: Supervisor
     measured: Path | None = None
+    tls_tables: Mapping[str, TlsTable] = field(init=False)  # as they were read last
     _tally: Tally = field(init=False)  # since the node's start
     _one_counts: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
+        self.tls_tables = self.config.tls_tables
         with self.database.begin(shared=True) as c:
             self._tally = Tally.begin(c)
 
@@ -76,6 +79,8 @@ class Monitor:
         A destination is not a condition for readiness: what is for it waits, and the others get theirs.
         """
         found: dict[str, Callable[[], str | None]] = {"fallback": self._fallback, "threads": self._failing_threads}
+        if self.config.tls_tables:
+            found["certificates"] = self._certificates
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
         return found
@@ -204,6 +209,21 @@ class Monitor:
         with self.database.begin(shared=True) as c:
             reason = Queue("monitor").get_setting(c, FALLBACK)
         return f"the CPU does the GPU's work: {reason}" if reason else None
+
+    def _certificates(self) -> str | None:
+        """Files of which the stages cannot take what they hold now, and what is in force and expires soon."""
+        said = []
+        for name, table in self.tls_tables.items():
+            try:
+                table.context()
+            except ConfigError:
+                said.append(f"{name}: its files cannot be used, and the next start would fail (the log says why)")
+        for role, until in sorted(metrics.certificate_expiries(self.measured).items() if self.measured else ()):
+            left = until - time.time()
+            if left < EXPIRY_NOTICE.total_seconds():
+                ends = "expires" if left > 0 else "has expired"
+                said.append(f"{role} {ends} on {date.fromtimestamp(until)}: renew it in place")
+        return "; ".join(said) or None
 
     def _destination(self, name: str) -> str | None:
         with self.database.begin(shared=True) as c:

@@ -32,6 +32,7 @@ from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
 from cxrnode.intake_ledger import Seen, TurnedAway
+from cxrnode.live_tls import LiveTls
 from cxrnode.logs import configure, set_level
 from cxrnode.loops import Loop, running
 from cxrnode.monitor import Monitor
@@ -50,6 +51,7 @@ from cxrnode.words import counted
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
     from cxrnode.analyse import Analyser
 
+_TLS = {"intake": {"receive.tls"}, "analyse": set[str](), "deliver": {"send.tls", "audit.syslog"}}  # a stage's tables
 _RELOAD_POLL_S = 0.5
 _ORPHANS_S = 30.0  # for the stages of a node that was killed to end
 _FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
@@ -78,8 +80,11 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
 
     `file`: where SIGHUP, which the caller must have blocked, reads the configuration anew.
     """
-    run = {"intake": run_intake, "analyse": run_analyse, "deliver": run_deliver}[stage]
     metrics.begin(stage)
+    tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
+    run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
+        "intake": partial(run_intake, tls=tls), "analyse": run_analyse, "deliver": partial(run_deliver, tls=tls),
+    }  # fmt: skip
     keep_private(config.node.data_dir)
     with open_database(config) as database:
         with database.begin() as c:
@@ -87,40 +92,45 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        with running([_reload(file)], stopping):
+        with running([_reload(file, tls)], stopping):
             try:
-                run(config, database, stopping)
+                run[stage](config, database, stopping)
             finally:
                 stopping.set()  # for the loop, whatever ended the stage
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
 
 
-def _reload(file: Path) -> Loop:
-    """What a stage reads anew."""
+def _reload(file: Path, tls: LiveTls) -> Loop:
+    """What a stage reads anew: of all that a configuration says, the log level and the TLS files."""
 
     def step() -> float:
         if signal.sigtimedwait([signal.SIGHUP], _RELOAD_POLL_S):
-            reload_log_level(file)
+            if fresh := _read_anew(file):
+                tls.reload(fresh.tls_tables)
+        else:
+            tls.look()
         return 0.0
 
     return Loop(name="reload", step=step)
 
 
-def reload_log_level(file: Path) -> None:
-    """Of all that a configuration says, what a running process can take on. A file with faults changes nothing."""
+def _read_anew(file: Path) -> Config | None:
+    """The configuration, its log level in force. A file with faults changes nothing."""
     try:
-        level = load_config(file).log.level
-        set_level(level)
-        log.info("the log level is %s", level)
+        fresh = load_config(file)
     except ConfigError as e:
         log.error("SIGHUP: %s", e)  # noqa: TRY400 (its text says all)
+        return None
+    set_level(fresh.log.level)
+    log.info("the log level is %s", fresh.log.level)
+    return fresh
 
 
 # --- intake ---------------------------------------------------------------------------------------------------------
 
 
-def run_intake(config: Config, database: Database, stopping: threading.Event) -> None:
+def run_intake(config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls) -> None:
     queue, outbox = Queue("intake"), Outbox("intake", ae_titles=_ae_titles(config))
     seen = Seen(database, actor="intake")
 
@@ -156,10 +166,10 @@ def run_intake(config: Config, database: Database, stopping: threading.Event) ->
         )  # fmt: skip
         stack.callback(seen.flush)  # when the listeners are closed
         ports = []
-        for options in _listeners(config, intake.incoming):
+        for options in _listeners(config, intake.incoming, tls):
             listener = stack.enter_context(_listen(options, handlers))
             ports.append(listener.port)
-            log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.ssl_context else "")
+            log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.tls else "")
         stack.enter_context(listening(config.node.data_dir, ports))
         stack.enter_context(running([answers.loop(), seen.loop()], stopping))
         tell_started()
@@ -170,11 +180,11 @@ def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
     try:
         return start_listener(options, handlers)
     except OSError as e:
-        key = "receive.tls.port" if options.ssl_context else "node.port"
+        key = "receive.tls.port" if options.tls else "node.port"
         raise why_no_listener(key, options.bind, options.port, e) from e
 
 
-def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
+def _listeners(config: Config, incoming: Path, tls: LiveTls) -> list[ListenerOptions]:
     """The plain port unless it is switched off, and the TLS port where there is one."""
     node, receive = config.node, config.receive
     plain = ListenerOptions(
@@ -186,8 +196,8 @@ def _listeners(config: Config, incoming: Path) -> list[ListenerOptions]:
         idle_timeout_s=receive.idle_timeout_s,
     )  # fmt: skip
     listeners = [plain] if receive.plain else []
-    if tls := receive.tls:
-        listeners.append(replace(plain, port=tls.port, ssl_context=tls.context()))
+    if receive.tls:
+        listeners.append(replace(plain, port=receive.tls.port, tls=tls.get("receive.tls")))
     return listeners
 
 
@@ -290,9 +300,9 @@ def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Eve
 # --- deliver --------------------------------------------------------------------------------------------------------
 
 
-def run_deliver(config: Config, database: Database, stopping: threading.Event) -> None:
+def run_deliver(config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls) -> None:
     deliverer = Deliverer(
-        destinations=destinations(config), root=config.node.data_dir, database=database,
+        destinations=destinations(config, tls), root=config.node.data_dir, database=database,
         outbox=Outbox("deliver", ae_titles=_ae_titles(config)), calling_ae_title=config.node.ae_title,
     )  # fmt: skip
     retention = Retention(
@@ -301,7 +311,7 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event) -
     )  # fmt: skip
     loops = [retention.loop(stopping)]
     with ExitStack() as readers:
-        if server := syslog_server(config):
+        if server := syslog_server(config, tls):
             forwarder = Forwarder(
                 database=database, reader=readers.enter_context(open_database(config, read_only=True)), server=server,
                 source=Source(ae_title=config.node.ae_title, host=socket.gethostname()),
@@ -320,23 +330,21 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event) -
             deliverer.stop()
 
 
-def syslog_server(config: Config) -> SyslogServer | None:
-    """Where audit messages go. Raises ConfigError where the TLS material cannot be used."""
-    to = config.audit.syslog
-    return SyslogServer(host=to.host, port=to.port, tls=to.context()) if to else None
+def syslog_server(config: Config, tls: LiveTls) -> SyslogServer | None:
+    """Where audit messages go."""
+    to, context = config.audit.syslog, tls.get("audit.syslog")
+    return SyslogServer(host=to.host, port=to.port, tls=context) if to and context else None
 
 
 def _ae_titles(config: Config) -> dict[str, str]:
     return {d.name: d.ae_title for d in config.destination}
 
 
-def destinations(config: Config) -> list[Destination]:
-    """Raises StoreError, ConfigError where the TLS material cannot be used."""
-    context = config.send.tls.context() if config.send.tls else None
+def destinations(config: Config, tls: LiveTls) -> list[Destination]:
     return [
         Destination(
             name=d.name, ae_title=d.ae_title, host=d.host, port=d.port, storage_commitment=d.storage_commitment,
-            tls=context if d.tls else None,
+            tls=tls.get("send.tls") if d.tls else None,
         )
         for d in config.destination
     ]  # fmt: skip
@@ -377,6 +385,12 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
             )  # fmt: skip
         with metrics.shared_folder(supervisor.stages) as folder:
             monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=folder)
+
+            def hang_up() -> None:
+                if fresh := _read_anew(supervisor.config):
+                    monitor.tls_tables = fresh.tls_tables
+
+            supervisor.on_hangup = hang_up
             with HealthServer(
                 config.http.bind, config.http.port, checks=monitor.checks, warnings=monitor.warnings,
                 metrics=monitor.metrics,

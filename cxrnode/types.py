@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -301,7 +302,13 @@ class Destination:
     port: int
     name: str = ""  # in the configuration
     storage_commitment: bool = False
-    tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
+    # what is in force when a connection is opened
+    tls: Callable[[], ssl.SSLContext] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tls_args(self) -> tuple[ssl.SSLContext, str] | None:
+        """As pynetdicom wants it."""
+        return (self.tls(), self.host) if self.tls else None
 
     @property
     def key(self) -> str:

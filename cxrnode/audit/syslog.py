@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class SyslogServer:
 
     host: str
     port: int
-    tls: ssl.SSLContext
+    tls: Callable[[], ssl.SSLContext]  # what is in force when a connection is opened
     timeout_s: float = 10.0  # for a connection, for the server to take the next bytes, and for its goodbye
 
     def __str__(self) -> str:
@@ -59,7 +60,7 @@ class SyslogServer:
         except OSError as e:
             raise SyslogError(f"no connection to {self} ({e.strerror or e}): is the syslog server up?") from e
         try:
-            return SyslogConnection(self, self.tls.wrap_socket(raw, server_hostname=self.host))
+            return SyslogConnection(self, self.tls().wrap_socket(raw, server_hostname=self.host))
         except OSError as e:
             raw.close()
             raise SyslogError(self._why_no_tls(e)) from e

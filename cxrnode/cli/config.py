@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The node's configuration: a file to begin with, and whether yours is right.", no_args_is_help=True
 )
-
-_EXPIRY_NOTICE = timedelta(days=30)
 
 
 @app.command()
@@ -50,12 +48,11 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configu
 
 def _check_tls(config: Config) -> dict[Path, datetime]:
     """When each certificate of the node's own expires. Raises ConfigError where a file is there but of no use."""
-    from cxrnode.dicom.tls import certificate_expiry  # noqa: PLC0415
-
-    tables = [tls for tls in (config.receive.tls, config.send.tls, config.audit.syslog) if tls]
-    for tls in tables:
+    found: dict[Path, datetime] = {}
+    for tls in config.tls_tables.values():
         tls.context()
-    return {tls.certificate: certificate_expiry(tls.certificate) for tls in tables if tls.certificate}
+        found |= {tls.files[key]: until for key, until in tls.expiries.items() if key == "certificate"}
+    return found
 
 
 def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:
@@ -118,10 +115,12 @@ def _dangers(config: Config) -> Iterator[str]:
 
 
 def _tls_dangers(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]:
+    from cxrnode.config import EXPIRY_NOTICE  # noqa: PLC0415 (as above)
+
     for certificate, until in expiries.items():
-        if until - datetime.now(UTC) < _EXPIRY_NOTICE:
+        if until - datetime.now(UTC) < EXPIRY_NOTICE:
             yield f"the certificate {certificate} expires on {until:%Y-%m-%d}: renew it in time"
-    keys = {tls.key for tls in (config.receive.tls, config.send.tls) if tls and tls.key}
+    keys = {tls.files["key"] for tls in config.tls_tables.values() if "key" in tls.files}
     for key in sorted(keys):
         if key.stat().st_mode & stat.S_IROTH:
             yield f"every user of this machine can read the key {key}: chmod 600 {key}"

@@ -63,7 +63,6 @@ def _run(loaded: Config, config: Path, stages: list[str], alone: str | None) -> 
 
         run_stage(loaded, alone, stopping, file=config)
         return 0
-    from cxrnode.serve import reload_log_level, run_node  # noqa: PLC0415
+    from cxrnode.serve import run_node  # noqa: PLC0415
 
-    supervisor = Supervisor(config=config, stages=stages, on_hangup=lambda: reload_log_level(config))
-    return run_node(loaded, supervisor)
+    return run_node(loaded, Supervisor(config=config, stages=stages))

@@ -41,7 +41,7 @@ def report_commitment(
     try:
         assoc = ae.associate(
             peer.host, peer.port, ae_title=peer.ae_title, ext_neg=[role],
-            tls_args=(peer.tls, peer.host) if peer.tls else None,
+            tls_args=peer.tls_args,
         )  # fmt: skip
     except OSError as e:  # the host has no address
         raise NoAssociationError(f"no connection: {e.strerror}") from e

@@ -87,7 +87,7 @@ def probe(peer: Destination, *, calling_ae_title: str) -> Iterator[Probe]:
     try:
         assoc = ae.associate(
             peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title,
-            tls_args=(peer.tls, peer.host) if peer.tls else None, evt_handlers=[(evt.EVT_CONN_OPEN, _limit_wait)],
+            tls_args=peer.tls_args, evt_handlers=[(evt.EVT_CONN_OPEN, _limit_wait)],
         )  # fmt: skip
     except OSError as e:
         raise SendError(f"no connection: {peer.host}: {e.strerror}") from e

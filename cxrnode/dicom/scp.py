@@ -72,7 +72,7 @@ class ListenerOptions:
     max_associations: int = 50
     max_associations_per_host: int = 20
     idle_timeout_s: float = 30.0
-    ssl_context: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None  # what is in force when a connection comes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +191,8 @@ class _Connection:
         """The TLS handshake, here and not where connections are accepted: a silent peer holds up nobody else."""
         self._sock.settimeout(_SILENCE_S)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = self._listener.options.ssl_context
-        if context is not None:
-            self._sock = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
+        if tls := self._listener.options.tls:
+            self._sock = tls().wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
             self._sock.do_handshake()
             if certificate := self._sock.getpeercert(binary_form=True):
                 self._shown = identities(certificate)
@@ -231,7 +230,7 @@ class _Connection:
         wanted = {i for (title, _), bound in options.bound.items() if title.strip() == ae_title for i in bound}
         if not wanted:
             return None
-        if options.ssl_context is None:
+        if options.tls is None:
             return replace(WITHOUT_TLS, detail="[receive] allow names its certificate: let it send to receive.tls.port")
         if self._shows(wanted):  # but from elsewhere
             return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(ae_title, self.host, options.allow))

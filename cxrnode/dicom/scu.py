@@ -108,7 +108,7 @@ class StoreScu:
         try:
             assoc = ae.associate(
                 d.host, d.port, contexts=_contexts(commitment=d.storage_commitment), ae_title=d.ae_title,
-                max_pdu=MAX_PDU_BYTES, tls_args=(d.tls, d.host) if d.tls else None,
+                max_pdu=MAX_PDU_BYTES, tls_args=d.tls_args,
                 evt_handlers=[(evt.EVT_CONN_OPEN, self._limit_wait), (evt.EVT_N_EVENT_REPORT, self._receive_report)],
             )  # fmt: skip
         except OSError as e:  # the host has no address

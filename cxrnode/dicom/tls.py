@@ -66,6 +66,14 @@ def certificate_expiry(path: Path) -> datetime:
     return min(c.not_valid_after_utc for c in _certificates(path))
 
 
+def authority_expiry(path: Path) -> datetime:
+    """The same of a file of authorities: the first of those that are still good, for what has expired harms none of
+    the others; where none is, the last.
+    """
+    ends = sorted(c.not_valid_after_utc for c in _certificates(path))
+    return next((end for end in ends if end > datetime.now(UTC)), ends[-1])
+
+
 _HANDSHAKE = {
     "HTTP_REQUEST": "it speaks HTTP, and this is a DICOM port",
     "WRONG_VERSION_NUMBER": "it does not speak TLS, and this port does: switch TLS on at the sender, or send to the "
@@ -135,7 +143,10 @@ def _load_ca(context: ssl.SSLContext, ca: Path) -> None:
     latest = max(c.not_valid_after_utc for c in _certificates(ca))
     if datetime.now(UTC) > latest:
         raise ConfigError(f"every certificate in {ca} has expired, the last on {latest:%Y-%m-%d}: get the new ones")
-    context.load_verify_locations(ca)
+    try:
+        context.load_verify_locations(ca)
+    except OSError as e:
+        raise ConfigError(f"the certificates in {ca} cannot be used ({e}): name a PEM file of authorities") from e
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

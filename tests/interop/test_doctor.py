@@ -27,7 +27,7 @@ from cxrnode.store.queue import Queue
 from cxrnode.types import Destination
 from engines.bundle import SHIPPED, load_bundle
 from tests.interop.conftest import require
-from tests.support.certificates import Authority, Identity
+from tests.support.certificates import Authority, replace
 from tests.support.node import Node, running_node
 from tests.support.orthanc import AET, Orthanc, free_port, missing_orthanc, running_orthanc
 from tests.support.receiving import running_node as running_listener
@@ -247,20 +247,15 @@ def test_certificates_and_the_tls_port(tmp_path: Path) -> None:
         first = levels()
         assert first["receive.tls.certificate"] == "warn"
         assert first["TLS listener"] == "ok"
-        _replace(soon, authority.issue("other"))
+        replace(soon, authority.issue("other"))
         second = levels()
         assert second["receive.tls.certificate"] == "ok"
         assert second["TLS listener"] == "warn"  # it still shows the one it started with
         begin, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC)
-        _replace(soon, authority.issue("late", not_before=begin, not_after=end))
+        replace(soon, authority.issue("late", not_before=begin, not_after=end))
         third = levels()
         assert third["receive.tls.certificate"] == third["TLS"] == "FAIL"
     assert levels()["TLS listener"] == "FAIL"
-
-
-def _replace(identity: Identity, by: Identity) -> None:
-    identity.certificate.write_bytes(by.certificate.read_bytes())
-    identity.key.write_bytes(by.key.read_bytes())
 
 
 def test_a_bad_configuration_exits_2(tmp_path: Path) -> None:

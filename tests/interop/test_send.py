@@ -205,7 +205,7 @@ def test_results_go_over_tls_with_client_certificates(database: Database, tmp_pa
     uids = make_results(database, tmp_path, study=1)
     context = client_context(ca=authority.ca, certificate=node.certificate, key=node.key)
     with running_storescp(tmp_path / "peer", *tls_options(pacs, authority.ca)) as port:
-        destination = Destination(ae_title="TLSPACS", host="127.0.0.1", port=port, name="pacs", tls=context)
+        destination = Destination(ae_title="TLSPACS", host="127.0.0.1", port=port, name="pacs", tls=lambda: context)
         assert deliver(database, tmp_path, destination) == {(SENT, "0x0000")}
         arrived = {path.name.partition(".")[2] for path in (tmp_path / "peer").iterdir()}
     assert arrived == set(uids)
@@ -224,7 +224,7 @@ def test_nothing_is_sent_where_a_certificate_is_wrong(database: Database, tmp_pa
     )
     make_results(database, tmp_path, study=1)
     with running_storescp(tmp_path / "peer", *tls_options(pacs, authority.ca)) as port:
-        destination = Destination(ae_title="TLSPACS", host="127.0.0.1", port=port, name="pacs", tls=context)
+        destination = Destination(ae_title="TLSPACS", host="127.0.0.1", port=port, name="pacs", tls=lambda: context)
         said = deliver(database, tmp_path, destination)
         assert not list((tmp_path / "peer").iterdir())
     ((state, why),) = said

@@ -19,6 +19,7 @@ from cxrnode.audit.syslog import SyslogError
 from cxrnode.config import load_config
 from cxrnode.dicom.tls import client_context
 from cxrnode.doctor import diagnose
+from cxrnode.live_tls import LiveTls
 from cxrnode.patience import Patience
 from cxrnode.serve import run_deliver
 from cxrnode.store import ledger
@@ -163,8 +164,9 @@ def test_a_node_with_audit_syslog_sends_it_all(tmp_path: Path, rsyslog: Rsyslog,
         f'port = {rsyslog.port}\nca = "{authority.ca}"\ncertificate = "{node.certificate}"\nkey = "{node.key}"\n'
     )
     config, stopping = load_config(tmp_path / "cxrnode.toml"), threading.Event()
+    tls = LiveTls(config.tls_tables)
     with closing(lived(tmp_path / "ledger.sqlite")) as database:
-        stage = threading.Thread(target=run_deliver, args=(config, database, stopping))
+        stage = threading.Thread(target=run_deliver, args=(config, database, stopping), kwargs={"tls": tls})
         stage.start()
         until(lambda: len(rsyslog.lines()) > 10)
         stopping.set()  # it confirms what it has sent
@@ -182,7 +184,7 @@ def test_a_node_with_audit_syslog_sends_it_all(tmp_path: Path, rsyslog: Rsyslog,
 
 
 def test_a_server_that_wants_a_certificate(rsyslog: Rsyslog, authority: Authority) -> None:
-    nobody = replace(rsyslog.server(), tls=client_context(ca=authority.ca))
+    nobody = replace(rsyslog.server(), tls=lambda: client_context(ca=authority.ca))
     with pytest.raises(SyslogError, match="Does it want a client certificate"):
         nobody.connect().confirm()
     rsyslog.server().connect().confirm()

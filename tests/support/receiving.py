@@ -105,7 +105,13 @@ def running_node(
     reports: list[CommitmentReport] = []
     listener = start_listener(
         ListenerOptions(
-            ae_title=NODE, bind=HOST, port=0, incoming=intake.incoming, allow=allow, ssl_context=ssl_context, **options
+            ae_title=NODE,
+            bind=HOST,
+            port=0,
+            incoming=intake.incoming,
+            allow=allow,
+            tls=(lambda: ssl_context) if ssl_context else None,
+            **options,
         ),
         Handlers(
             store=store or intake.store,

@@ -77,7 +77,7 @@ action(type="omfile" file="{self._got}" template="raw")
         """As a node with a certificate of its own calls it."""
         node = self._authority.issue("node")
         tls = client_context(ca=self._authority.ca, certificate=node.certificate, key=node.key)
-        return SyslogServer(host="127.0.0.1", port=self.port, tls=tls, timeout_s=5.0)
+        return SyslogServer(host="127.0.0.1", port=self.port, tls=lambda: tls, timeout_s=5.0)
 
     def lines(self) -> list[str]:
         return self._got.read_bytes().decode().split("\n")[:-1] if self._got.exists() else []
@@ -112,7 +112,8 @@ class BadServer:
 
     def server(self, authority: Authority, timeout_s: float = 0.5) -> SyslogServer:
         port = self._listener.getsockname()[1]
-        return SyslogServer(host="127.0.0.1", port=port, tls=client_context(ca=authority.ca), timeout_s=timeout_s)
+        tls = client_context(ca=authority.ca)
+        return SyslogServer(host="127.0.0.1", port=port, tls=lambda: tls, timeout_s=timeout_s)
 
 
 @contextmanager

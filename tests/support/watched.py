@@ -25,6 +25,7 @@ from pynetdicom.presentation import build_context
 
 from cxrnode.dicom.scu import TidyAE
 from tests.support.awaiting import await_true
+from tests.support.certificates import Authority
 from tests.support.make_dicom import chest, to_bytes
 from tests.support.node import SENDER, Node
 from tests.support.orthanc import free_port
@@ -221,9 +222,12 @@ def watch(folder: Path, seed: int) -> Watched:
     tokens = Tokens(seed)
     with pacs("GOOD") as good, pacs("QUOTES", quotes=True) as quoting:
         away = ("away", "AWAY", free_port())
+        mine = Authority(folder).issue("node")
+        tls = f'port = {free_port()}\ncertificate = "{mine.certificate}"\nkey = "{mine.key}"'
         node = Node(
             folder=folder / "node", destinations=[("good", "GOOD", good), ("quotes", "QUOTES", quoting), away],
-            commitment=False, quiet_s=0.1, extra='[log]\nformat = "json"\nlevel = "debug"',
+            commitment=False, quiet_s=0.1,
+            extra=f'[log]\nformat = "json"\nlevel = "debug"\n[receive.tls]\n{tls}\nrequire_client_certificate = false',
         )  # fmt: skip
         try:
             node.start()

@@ -23,7 +23,8 @@ HANDLERS = Handlers(store=lambda _: 0, has_room=lambda: True, commit_requested=l
 
 def options(folder: Path, context: ssl.SSLContext | None = None) -> ListenerOptions:
     return ListenerOptions(
-        ae_title="CXRNODE", bind="127.0.0.1", port=0, incoming=folder, ssl_context=context,
+        ae_title="CXRNODE", bind="127.0.0.1", port=0, incoming=folder,
+        tls=(lambda: context) if context else None,
         allow=(("CT1", "127.0.0.1"), ("PACS", "192.0.2.7")),
     )  # fmt: skip
 

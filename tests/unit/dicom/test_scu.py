@@ -51,7 +51,7 @@ def test_why_there_is_no_connection(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     with running_node(tmp_path / "var") as plain:
         tls = client_context(ca=authority.ca)
-        secure = Destination(ae_title="CXRNODE", host="127.0.0.1", port=plain.port, tls=tls)
+        secure = Destination(ae_title="CXRNODE", host="127.0.0.1", port=plain.port, tls=lambda: tls)
         with pytest.raises(SendError, match=f"127.0.0.1:{plain.port} does not speak TLS|TLS handshake"):
             StoreScu(secure).open()
 
