@@ -38,11 +38,12 @@ def by_patient(images: Sequence[ImageResult]) -> list[tuple[int, ...]]:
 
 
 def differences(sources: Iterable[Dataset]) -> list[str]:
-    """What differs between images with one Patient ID, by keyword: they may still be two persons'."""
+    """What differs between images with one Patient ID, by keyword: they may still be two persons', or two studies'."""
     sources = list(sources)
     found = []
-    for keyword in ("PatientName", "PatientBirthDate"):
-        values = {_plain(text_of(source, keyword)) for source in sources} - {""}
+    for keyword in ("PatientName", "PatientBirthDate", "AccessionNumber", "StudyID"):
+        texts = (text_of(source, keyword) for source in sources)
+        values = {_plain(text) if keyword == "PatientName" else text for text in texts} - {""}
         if len(values) > 1:
             found.append(keyword)
     return found

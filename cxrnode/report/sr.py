@@ -32,6 +32,7 @@ from cxrnode.report.content import (
     uidref,
 )
 from cxrnode.report.context import ReportContext, finding_of, finding_word, state_of
+from cxrnode.report.orders import requests
 from cxrnode.report.patients import differences
 from cxrnode.report.source import Header, ascii_text
 from cxrnode.types import ImageResult, Kind, Outcome, Prediction, Reason, Rejection, ResultObject
@@ -73,15 +74,6 @@ _RUN_STATUS = {
     (False, True): dcm("111244", "Not all algorithms succeeded; with findings"),
 }
 NONE_SUCCEEDED = dcm("111245", "No algorithms succeeded; without findings")
-# of an order, in an item of Referenced Request Sequence (PS3.3 table C.17-2): type 2, and type 3
-_ORDER = (
-    "AccessionNumber", "PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest",
-    "RequestedProcedureID", "RequestedProcedureDescription",
-)  # fmt: skip
-_ORDER_TYPE_3 = (
-    "SpecificCharacterSet", "IssuerOfAccessionNumberSequence", "OrderPlacerIdentifierSequence",
-    "OrderFillerIdentifierSequence",
-)  # fmt: skip
 _NO_CHEST_X_RAY = {Reason.WRONG_MODALITY, Reason.WRONG_BODY_PART, Reason.NOT_A_PATIENT}
 
 
@@ -187,9 +179,8 @@ def _set_document(ds: Dataset, ordered: Sequence[ImageResult], lead: Header) -> 
     ds.PerformedProcedureCodeSequence = []
     ds.ReferencedPerformedProcedureStepSequence = []
     ds.CurrentRequestedProcedureEvidenceSequence = [_evidence(ordered)]
-    requests = [_request(ds, lead, item) for item in lead.items("RequestAttributesSequence")]
-    if requests:
-        ds.ReferencedRequestSequence = requests
+    if orders := requests(ordered, lead):
+        ds.ReferencedRequestSequence = orders
 
 
 def _evidence(ordered: Sequence[ImageResult]) -> Dataset:
@@ -217,20 +208,6 @@ def _predecessor(sr: ResultObject) -> Dataset:
     study.StudyInstanceUID = sr.study_instance_uid
     study.ReferencedSeriesSequence = [series]
     return study
-
-
-def _request(ds: Dataset, lead: Header, source: Header) -> Dataset:
-    """Referenced Request Sequence (PS3.3 table C.17-2): ties the report to the order, so that a RIS can close it."""
-    item = Dataset()
-    item.StudyInstanceUID = ds.StudyInstanceUID
-    item.ReferencedStudySequence = []
-    source.copy_into(item, *_ORDER, empty=True)
-    source.copy_into(item, *_ORDER_TYPE_3)
-    readable = lead.raw("AccessionNumber").isascii() or not source.raw("SpecificCharacterSet")
-    if readable and not source.raw("AccessionNumber"):  # then it is the study's
-        lead.copy_into(item, "AccessionNumber", "IssuerOfAccessionNumberSequence")
-    item.RequestedProcedureCodeSequence = []
-    return item
 
 
 def _set_content(

@@ -28,6 +28,7 @@ _LOCK = select(func.pg_advisory_xact_lock(int.from_bytes(b"cxrnode", "big")))
 _ALL = select(*ledger.c).order_by(ledger.c.seq)
 _PAGE = 1000
 _IDENTIFIER_LENGTH = 64  # characters: VR LO (PS3.5 table 6.2-1); what is longer breaks its VR, and may be a book
+_DIGEST_LENGTH = 16  # hexadecimal digits of sha256, in the place of the rest of a longer one
 
 # seq, at, kind, actor, study, detail, prev_hash, hash, SOP instance, AE title, patient, accession number, outcome:
 # a row of the table, in the order of its columns
@@ -81,9 +82,15 @@ def append(
 
 
 def identifier(text: str | None) -> str | None:
-    """A name from outside as the ledger holds it, and as it is asked for: what no database refuses; None if empty."""
+    """A name from outside as the ledger holds it, and as it is asked for: what no database refuses; None if empty.
+
+    Of one that is too long, its beginning and a digest of all of it: two that share their beginning stay two.
+    """
     cleaned = (text or "").replace("\0", "").encode("utf-8", "replace").decode().strip()
-    return cleaned[:_IDENTIFIER_LENGTH].strip() or None
+    if len(cleaned) > _IDENTIFIER_LENGTH:
+        digest = hashlib.sha256(cleaned.encode()).hexdigest()[:_DIGEST_LENGTH]
+        return f"{cleaned[: _IDENTIFIER_LENGTH - 1 - _DIGEST_LENGTH]}~{digest}"
+    return cleaned or None
 
 
 def newest(c: Connection) -> tuple[int, str] | None:

@@ -147,6 +147,10 @@ DIRTY = {
     "spaces and NULs around": _case("ISO_IR 100", "20 20 4d fc 6c 00 20 00 20 20", None),
     "nothing but spaces": _case("", "20 20 20 20", ""),
     "longer than any VR": _case("ISO_IR 100", "fc " * 1024, "ü" * 1024),
+    "several values": _case("", "57 41 52 44 5c 34 37 31 31", "WARD\\4711"),
+    "longer than LO": _case(
+        "", "48 4f 53 50 49 54 41 4c 2d 41 7c " + "30 31 32 33 34 35 36 37 38 39 " * 6, "HOSPITAL-A|" + "0123456789" * 6
+    ),
     "of odd length": _case("ISO_IR 100", "4d fc 6c", "Mül"),
 }
 CASES = {**SINGLE_BYTE, **EXTENDED, **MULTI_BYTE, **NO_EXTENSIONS, **DELIMITERS_INSIDE, **DIRTY}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from cxrnode.audit.times import stored
 from cxrnode.errors import CxrnodeError
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue
 from cxrnode.store.schema import ledger as table
 from cxrnode.store.schema import settings
 from cxrnode.types import AuditEvent
 from tests.support.audit import OTHER, PATIENT, SR, lived
-from tests.support.store import header, study_uid
+from tests.support.store import header, received, study_uid
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -64,6 +65,18 @@ def test_each_filter_finds_what_it_should(c: Connection) -> None:
     assert seqs(c, kind="report_made") == where_(lambda e: e.kind == "report_made")
     assert seqs(c, kind="received", patient_id=PATIENT, outcome="new") == [2, 3]
     assert seqs(c, kind="anchored") == []
+
+
+@pytest.mark.parametrize("keyword", ["patient_id", "accession_number"])
+def test_identifiers_longer_than_their_vr_find_their_own_records(c: Connection, keyword: str) -> None:
+    one, other = "HOSPITAL-A|" + "0" * 60 + "1", "HOSPITAL-A|" + "0" * 60 + "2"
+
+    def studies(text: str) -> set[str | None]:
+        return {e.study_instance_uid for e in find(c, Filters(**dict[str, Any]({keyword: text}))).events}
+
+    named = [replace(received(n, 1), **dict[str, Any]({keyword: text})) for n, text in ((201, one), (202, other))]
+    Queue("intake").receive(c, named)
+    assert (studies(one), studies(other), studies(one[:64])) == ({study_uid(201)}, {study_uid(202)}, set())
 
 
 def test_times_are_half_open(c: Connection) -> None:

@@ -149,6 +149,9 @@ def test_a_report_says_that_its_study_holds_other_patients() -> None:
         ("PatientBirthDate", "19991231", True),
         ("PatientName", "DOE^JOHN^^ ", False),
         ("PatientBirthDate", "", False),
+        ("StudyID", "2", True),
+        ("StudyID", "1 ", False),
+        ("AccessionNumber", "ACC1=2", True),
     ],
 )
 def test_one_patient_id_with_two_names_or_dates_of_birth_is_pointed_out(

@@ -223,10 +223,18 @@ def test_what_is_hashed_is_the_canonical_json(texts: list[str | None], seq: int)
 
 def test_text_that_no_database_takes_is_made_fit(database: Database) -> None:
     with database.begin() as c:
-        ledger.append(c, "received", actor="test", patient_id="a\0b\ud800 ", ae_title="   ", accession_number="x" * 99)
+        ledger.append(c, "received", actor="test", patient_id="a\0b\ud800 ", ae_title="   ", accession_number="x" * 64)
         *_, e = ledger.events(c)
         assert ledger.first_broken(c) is None
     assert (e.patient_id, e.ae_title, e.accession_number) == ("ab?", None, "x" * 64)
+
+
+def test_identifiers_that_share_their_beginning_are_not_one() -> None:
+    one, other = "x" * 64 + "1", "x" * 64 + "2"
+    held = {ledger.identifier(text) for text in (one, other, one + " ", "x" * 64, "x" * 65_000)}
+    assert len(held) == 4
+    assert {len(text or "") for text in held} == {64}
+    assert ledger.identifier(ledger.identifier(one)) == ledger.identifier(one)  # as it is shown, it is found
 
 
 def test_bytes_that_are_no_text_are_a_broken_record_and_no_crash(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from cxrnode.store import overview
 from cxrnode.store.database import Database
 from cxrnode.store.ledger import append
 from cxrnode.store.outbox import Outbox
-from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
+from cxrnode.store.overview import Tally, Wanted, jobs, oldest_waiting, open_deliveries, open_jobs
 from cxrnode.store.queue import ROUTINE, STAT, Finding, Queue
 from cxrnode.store.schema import job
 from cxrnode.types import Reason, Rejection
-from tests.support.store import NOW, analysed, claim, received
+from tests.support.store import NOW, analysed, claim, received, study_uid
 
 
 def test_what_is_open_and_for_how_long(database: Database) -> None:
@@ -31,6 +32,14 @@ def test_what_is_open_and_for_how_long(database: Database) -> None:
         assert open_deliveries(c, ["pacs"]) == {("pacs", "pending"): 0, ("pacs", "refused"): 0}
         Outbox("test").enqueue_all(c, "pacs", now=NOW)
         assert open_deliveries(c, ["pacs"])["pacs", "pending"] == 1
+
+
+def test_patients_whose_long_ids_share_their_beginning_are_told_apart(database: Database) -> None:
+    ids = ["HOSPITAL-A|" + "0" * 60 + end for end in ("1", "2", "2")]
+    with database.begin() as c:
+        Queue("test").receive(c, [replace(received(n, 1), patient_id=i) for n, i in enumerate(ids, 1)])
+        found = {i: [row["study_instance_uid"] for row in jobs(c, Wanted(patient=i), limit=9)] for i in ids}
+    assert found == {ids[0]: [study_uid(1)], ids[1]: [study_uid(3), study_uid(2)]}
 
 
 def test_counting_ends_at_many(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
