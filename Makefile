@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl cpio
 
-.PHONY: demo test test-gpu lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
+.PHONY: demo test test-gpu mutants lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
@@ -17,6 +17,10 @@ test: lint peers
 test-gpu: $(VENV)/pycuda
 	CXRNODE_SOAK_S=$${CXRNODE_SOAK_S:-1800} PYTHONPATH=$(VENV)/pycuda $(BIN)/python -m pytest -m gpu -s \
 	  tests/gpu tests/contract/test_engine.py
+
+# what no test would notice; half an hour with nothing else running (see tests/mutants/README.md)
+mutants: $(VENV)/dev
+	$(BIN)/python -m tests.mutants
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -121,6 +121,7 @@ def test_a_peer_that_is_away_holds_up_no_other(database: Database, tmp_path: Pat
     assert "commitment_given_up" not in kinds(database)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_instances(database: Database, tmp_path: Path, peer: Node) -> None:
     ask(database, 1, instances=100_000)
     with at_work(answering(database, tmp_path, peer)):

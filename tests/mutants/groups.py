@@ -1,0 +1,31 @@
+"""Which tests must notice a change in which modules: the quickest that are meant to, none that starts a whole node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The tests run in this order, those that reach the changed line first."""
+
+    modules: tuple[str, ...]  # patterns of pathlib, from the root of the tree
+    tests: tuple[str, ...]
+
+
+GROUPS = {
+    "store": Group(
+        ("cxrnode/store/*.py",),
+        ("tests/contract/test_store.py", "tests/contract/test_outbox.py", "tests/unit/store",
+         "tests/unit/test_commit.py", "tests/unit/test_deliver.py"),
+    ),
+    "retention": Group(("cxrnode/retention.py",), ("tests/unit/test_retention.py",)),
+    "analyse": Group(
+        ("cxrnode/analyse.py", "cxrnode/in_hand.py", "cxrnode/outcomes.py", "cxrnode/duplicates.py"),
+        ("tests/unit/test_in_hand.py", "tests/unit/test_analyse.py", "tests/unit/test_duplicates.py",
+         "tests/unit/test_batch_complete.py"),
+    ),
+    "dicom": Group(("cxrnode/dicom/*.py",), ("tests/unit/dicom", "tests/unit/test_intake.py")),
+    "report": Group(("cxrnode/report/*.py",), ("tests/unit/report",)),
+    "audit": Group(("cxrnode/audit/*.py",), ("tests/unit/audit",)),
+}  # fmt: skip
