@@ -137,7 +137,7 @@ def _fails(*_: object) -> None:
         (["query", "--colour", "red"], "No such option"),
         (["query", "--limit", "-1"], "greater than or equal to 0"),
         (["show", "x"], "'x' is no UID"),
-        (["explain", "1.2.3.04"], "is no UID"),
+        (["explain", "1.2..4"], "is no UID"),
         (["verify", "--anchor", "/nonexistent"], "cannot read the anchors in /nonexistent"),
         (["verify", "--file", "/nonexistent"], "one of --file, --config and --out"),
         (["anchor", "/nonexistent/a"], "cannot write the anchor to /nonexistent/a"),

@@ -188,7 +188,7 @@ def test_the_commands(gpu: PlannedGpu, bundle: Bundle, monkeypatch: pytest.Monke
     assert "0 of 6 classes differ" in verified
     listed = command("list", "--bundle", name)
     assert "for simulated device (8.6, driver CUDA 13.0, tensorrt_rtx" in listed
-    assert "batches of 1 to 8 fits 1 engine files" in listed
+    assert "batches of 1 to 8 fits 1 engine file in" in listed
     other = str(write_tiny(bundle.folder.parent / "other", spoil="cam"))
     assert "it is of another bundle than tiny" in command("list", "--bundle", other)
     rates = command("bench", "--bundle", name)
