@@ -16,7 +16,7 @@ from cxrnode.container import COMPRESSED, recognise
 from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.dicomdir import file_ids, is_dicomdir
 from cxrnode.errors import ArchiveError, CxrnodeError, Damaged, Rejected, unexpected
-from cxrnode.item import Item, printable, refused, unreadable
+from cxrnode.item import Item, path_text, refused, unreadable
 from cxrnode.location import Location, open_regular, too_large
 from cxrnode.members import MAX_MEMBERS, compressed_items, tar_items, zip_items
 from cxrnode.types import Rejection
@@ -150,7 +150,7 @@ class _Walk:
             elif kind:
                 yield refused(path, unreadable(f"{kind}: not opened here; unpack it and give the folder"))
             else:
-                item = Item(path=printable(path), at=Location(container=str(real)))
+                item = Item(path=path_text(path), at=Location(container=str(real)))
                 size = os.fstat(f.fileno()).st_size
                 yield item.refused(too_large(size).rejection) if size > OBJECT_BYTES else item
 
@@ -164,7 +164,7 @@ def _dicomdir(path: Path, real: Path) -> Iterator[Item]:
                 raise Damaged(f"more than {MAX_MEMBERS} files")
             shown = path.parent.joinpath(*parts)
             if found := _referenced(base, parts):
-                yield Item(path=printable(path.parent / found.relative_to(base)), at=Location(container=str(found)))
+                yield Item(path=path_text(path.parent / found.relative_to(base)), at=Location(container=str(found)))
             else:
                 yield refused(shown, unreadable("listed in the DICOMDIR but missing"))
     except Damaged as e:

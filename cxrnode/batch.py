@@ -22,7 +22,8 @@ from cxrnode.engine_choice import chosen_engine
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference
 from cxrnode.intake_archive import take_in
-from cxrnode.item import printable
+from cxrnode.item import path_text
+from cxrnode.logs import begin_command
 from cxrnode.pool import Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
@@ -142,7 +143,7 @@ class BatchRun:
         engine = chosen_engine(
             self.options.engine, self.bundle, threads=inference_threads(workers), database=self.database, actor=_ACTOR
         )
-        with engine as active, closing(Pool(workers, preload="cxrnode.workers")) as pool:
+        with engine as active, closing(Pool(workers, preload="cxrnode.workers", begin=begin_command)) as pool:
             with self._timed("scan"):
                 self._take_in(pool, active, started_at)  # while the engine comes up
             self.engine_name = active.wait()
@@ -166,7 +167,7 @@ class BatchRun:
         self._scanned = take_in(
             self.options.archives, out=out, spool=out / "spool", database=self.database, queue=self.queue, pool=pool,
             now=started_at.timestamp(), on_scanned=on_scanned, on_total=self.progress.total,
-            on_empty=lambda path: self.warnings.append(f"{printable(path)} holds no files"),
+            on_empty=lambda path: self.warnings.append(f"{path_text(path)} holds no files"),
         )  # fmt: skip
 
     def _analyse(self, active: Inference, pool: Pool, started_at: datetime) -> None:

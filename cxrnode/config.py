@@ -322,8 +322,8 @@ def load_config(path: Path) -> Config:
     try:
         return Config.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as e:
-        faults = [f"  {fault(error, origins)}" for error in e.errors(include_url=False)]
-    raise ConfigError("\n".join([f"{path} is not a valid configuration:", *faults]))  # not `from`: e has the values
+        faults = [fault(error, origins) for error in e.errors(include_url=False)]
+    raise ConfigError(f"{path} is not a valid configuration:", *faults)  # not `from`: e has the values
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,9 +21,12 @@ from cxrnode.types import Reason, Rejection
 
 
 class CxrnodeError(Exception):
-    """Base: the message is shown to the user as it is."""
+    """Base: the message is shown to the user as it is, each of several on a line of its own."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class ArchiveError(CxrnodeError):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cxrnode.location import Location
+from cxrnode.printable import ACTING, printable
 from cxrnode.types import Reason, Rejection
 
-_LIKE_ESCAPES = re.compile(r"\\+(?=x[0-9a-f]{2}|[\0\ud800-\udfff])")
+_LIKE_ESCAPES = re.compile(rf"\\+(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|U[0-9a-f]{{8}}|[{ACTING}])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Item:
 
 
 def refused(path: Path, rejection: Rejection) -> Item:
-    return Item(path=printable(path), at=Location(container=str(path)), rejection=rejection)
+    return Item(path=path_text(path), at=Location(container=str(path)), rejection=rejection)
 
 
 def unreadable(detail: str) -> Rejection:
@@ -41,10 +42,10 @@ def nested(kind: str) -> Rejection:
     return Rejection(reason=Reason.NESTED_ARCHIVE, detail=f"{kind}: unpack it and give it as an archive of its own")
 
 
-def printable(path: Path | str) -> str:
-    """A name that can be printed and stored: bytes that are no UTF-8, and NUL, are shown as escapes.
+def path_text(path: Path | str) -> str:
+    """A name that can be printed and stored: what acts on a terminal, and bytes that are no UTF-8, are escapes.
 
     Two names never become one: backslashes before what is, or looks like, such an escape are doubled.
     """
-    text = _LIKE_ESCAPES.sub(lambda found: found[0] * 2, str(path)).replace("\0", "\\x00")
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = _LIKE_ESCAPES.sub(lambda found: found[0] * 2, str(path))
+    return printable(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))

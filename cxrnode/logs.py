@@ -6,12 +6,11 @@ may quote what they read, and so may the words of their exceptions: of those, at
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from cxrnode.errors import CxrnodeError, Rejected
+from cxrnode.printable import json_text, printable
 from engines.base import EngineError
 
 _OURS = frozenset({"cxrnode", "engines", "__main__"})  # the first part of a logger's name
@@ -29,7 +29,6 @@ FIELDS = (
     "study_instance_uid", "sop_instance_uid", "calling_aet", "host", "destination", "status", "reason", "failures",
     "images", "studies",
 )  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FRAMES = 8  # of a traceback, the innermost
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,20 @@ def configure(*, form: str, level: str, stage: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     set_level(level)
     logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+
+
+def begin_command() -> None:
+    """For a command that is no node: what is warned of is a line of its words alone, on stderr.
+
+    So are warnings and errors that nobody catches, of which nothing is told that may quote a patient.
+    """
+    if last := logging.lastResort:  # where nobody called `configure`
+        last.setFormatter(_Plain())
+        last.addFilter(_may_speak)
+    warnings.formatwarning = _warned
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
@@ -97,6 +110,12 @@ def _where(trace: TracebackType | None) -> str:
     return " > ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames) or "no traceback"
 
 
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = _told(record)
+        return printable(f"{_said(record)}: {told}" if told else _said(record))
+
+
 class _Text(logging.Formatter):
     def __init__(self, stage: str) -> None:
         super().__init__()
@@ -105,7 +124,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         told = _told(record)
         line = f"{_time(record)} {record.levelname} {self._stage} {record.name}: {_said(record)}"
-        return _one_line(f"{line}: {told}" if told else line)
+        return printable(f"{line}: {told}" if told else line)
 
 
 class _Json(_Text):
@@ -120,16 +139,21 @@ class _Json(_Text):
         line |= {k: record.__dict__[k] for k in FIELDS if k in record.__dict__}
         if told := _told(record):
             line["exception"] = told
-        return json.dumps(line, default=str)
+        return json_text(line, default=str)
 
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _one_line(text: str) -> str:
-    """An AE title or a path must not be able to write a line of its own."""
-    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,  # noqa: ARG001
+) -> str:
+    return printable(f"{Path(filename).name}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

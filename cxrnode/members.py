@@ -21,7 +21,7 @@ from cxrnode.container import recognise
 from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.errors import Damaged, Rejected
 from cxrnode.inflate import head, unpack
-from cxrnode.item import Item, nested, printable, refused, unreadable
+from cxrnode.item import Item, nested, path_text, refused, unreadable
 from cxrnode.location import Location, open_regular, read_item, too_large
 from cxrnode.types import Reason, Rejection
 
@@ -123,7 +123,7 @@ def compressed_items(path: Path, f: BinaryIO, real: Path, kind: str, spool: Path
     elif inner:
         yield refused(path, nested(inner))
     else:
-        yield Item(path=printable(path), at=Location(container=str(real), kind=kind))
+        yield Item(path=path_text(path), at=Location(container=str(real), kind=kind))
 
 
 def _compressed_tar(path: Path, f: BinaryIO, real: Path, kind: str, spool: Path) -> Iterator[Item]:
@@ -161,14 +161,14 @@ class _Names:
     """The members of one archive: the path that each is shown under, once; and which links stay inside."""
 
     def __init__(self, archive: Path) -> None:
-        self._archive = printable(archive)
+        self._archive = path_text(archive)
         self._shown: set[int] = set()  # hashes: a million names would take much more
         self._known: set[int] = set()
 
     def path(self, name: str, index: int) -> str:
         """Of the member `name`, the `index`-th: an archive may hold a name twice."""
         self.folder(name)
-        shown = printable(name)
+        shown = path_text(name)
         if len(shown) > _MAX_SHOWN:
             shown = f"{shown[:_MAX_SHOWN]}... ({len(shown)} characters)#{index}"
         while hash(shown) in self._shown:
@@ -185,7 +185,7 @@ class _Names:
 
     def link(self, target: str) -> Rejection:
         """Why a link to `target`, a path in the archive, is not read: asked once all members are known."""
-        shown = printable(target)[:_MAX_SHOWN]
+        shown = path_text(target)[:_MAX_SHOWN]
         if hash(posixpath.normpath(target).lstrip("/")) in self._known:
             return Rejection(reason=Reason.LINK, detail=f"to {shown}, which is in the same archive")
         return unreadable(f"a link to {shown}, which is not in the archive")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
+from cxrnode.printable import json_text
 from cxrnode.spreadsheet import write_csv
 from cxrnode.store.chunks import chunks
 from cxrnode.store.database import Database
@@ -165,4 +165,4 @@ def counts(c: Connection) -> dict[str, dict[str, int]]:
 
 
 def write_run(root: Path, run: dict[str, Any]) -> None:
-    write_atomic(root / JSON_NAME, (json.dumps(run, indent=2) + "\n").encode())
+    write_atomic(root / JSON_NAME, (json_text(run, indent=2) + "\n").encode())

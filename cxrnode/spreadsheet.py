@@ -6,15 +6,17 @@ import csv
 from collections.abc import Collection, Iterable, Mapping
 from typing import TextIO
 
-# How a formula begins (OWASP, CSV Injection), in full width too, and the blanks that a spreadsheet drops before it
+from cxrnode.printable import printable
+
+# How a formula begins (OWASP, CSV Injection), in full width too
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_DROPPED = " \t\r\n"
 
 
 def write_csv(f: TextIO, columns: Collection[str], rows: Iterable[Mapping[str, object]], *, header: bool = True) -> int:
     """How many rows were written: columns that one lacks are empty, others left out.
 
-    Text like a formula gets a leading apostrophe, which spreadsheets take for 'this is text'.
+    Text like a formula gets a leading apostrophe, which spreadsheets take for 'this is text'. What acts on a terminal,
+    and newlines, are escapes (see `printable`), so that a row is a line.
     """
     writer, written = csv.DictWriter(_Lines(f), columns, restval="", extrasaction="ignore"), 0
     if header:
@@ -36,5 +38,7 @@ class _Lines:
 
 
 def _harmless(value: object) -> object:
-    is_formula = isinstance(value, str) and value.lstrip(_DROPPED).startswith(_FORMULA)
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text

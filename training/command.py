@@ -11,6 +11,8 @@ import cv2
 import torch
 import typer
 
+from cxrnode import logs
+from cxrnode.cli.output import Group, prepare, say, say_error
 from engines.base import EngineError
 from engines.bundle import SHIPPED, load_bundle
 from engines.compile import PrecisionName
@@ -28,7 +30,7 @@ from training.recipe import RecipeError, load_recipe
 from training.report import summary, write_report
 from training.reproduce import reproduce
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=Group, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 Data = Annotated[
     Path,
@@ -56,7 +58,7 @@ def fit_command(
     """Fit a recipe. Killed and started again with the same command, it goes on from the last epoch."""
     loaded = load_recipe(recipe, change or ())
     with open_device(device) as where:
-        typer.echo(f"run folder: {fit(loaded, data, run or Path('runs') / loaded.name, where)}")
+        say(f"run folder: {fit(loaded, data, run or Path('runs') / loaded.name, where)}")
 
 
 @app.command("evaluate")
@@ -79,9 +81,9 @@ def evaluate_command(
     else:
         raise typer.BadParameter("give either a run folder or --bundle NAME")
     for line in summary(figures):
-        typer.echo(line)
+        say(line)
     if folder := out or run:
-        typer.echo(f"report: {write_report(figures, folder)[0]}")
+        say(f"report: {write_report(figures, folder)[0]}")
 
 
 @app.command("explain")
@@ -97,7 +99,7 @@ def explain_command(
         explained = explain_run(run, images, out, member=member, device=where.torch_device)
     for one in explained:
         said = ", ".join(f"{label} {p:.3f}" for label, p in zip(one.labels, one.probabilities, strict=True))
-        typer.echo(f"{one.name}: {said}")
+        say(f"{one.name}: {said}")
 
 
 @app.command("compare")
@@ -108,7 +110,8 @@ def compare_command(
     """Set runs beside each other: figures with intervals, computing time, what they began from; folds as mean and
     standard deviation."""
     rows = read_rows(runs)
-    typer.echo(comparison(rows))
+    for line in comparison(rows).split("\n"):
+        say(line)
     if out:
         write_comparison(rows, out)
 
@@ -123,7 +126,7 @@ def reproduce_command(
 ) -> None:
     """Fit a paper's recipes, or go on with them, and set its figures beside ours, with what differs."""
     with open_device(device) as where:
-        typer.echo(f"report: {reproduce(paper, data, runs, changes=change or (), device=where)}")
+        say(f"report: {reproduce(paper, data, runs, changes=change or (), device=where)}")
 
 
 @app.command("export")
@@ -141,8 +144,8 @@ def export_command(
     form = Form(half=half, member=member)
     written = export_run(run, data, _folder(bundle), version=version, evidence=more, form=form)
     for line in summary(load_bundle(str(written)).manifest.metrics):
-        typer.echo(line)
-    typer.echo(f"bundle: {written}")
+        say(line)
+    say(f"bundle: {written}")
 
 
 @app.command("accept")
@@ -154,8 +157,8 @@ def accept_command(
     """Try a bundle in a lower precision on the validation part, and record it in the bundle if that costs little."""
     accepted = accept(bundle, data, precision)
     m = accepted.manifest
-    typer.echo(f"{precision}: {describe(m.accepted[precision])}; tolerance {m.tolerance[precision]}")
-    typer.echo(f"recorded in {accepted.folder}: cxrnode run-batch --bundle {bundle} --engine cpu-{precision}")
+    say(f"{precision}: {describe(m.accepted[precision])}; tolerance {m.tolerance[precision]}")
+    say(f"recorded in {accepted.folder}: cxrnode run-batch --bundle {bundle} --engine cpu-{precision}")
 
 
 @app.command("compile")
@@ -177,7 +180,7 @@ def compile_command(
             raise RecipeError(f"{run} is no bundle: name one, or export this run with --bundle NAME and --data DATA")
         return export_run(run, data, _folder(bundle), version=version, form=Form(half=half, member=member))
 
-    compile_run(run, precision, export=export, tell=typer.echo)
+    compile_run(run, precision, export=export, tell=say)
 
 
 def _folder(bundle: str) -> Path:
@@ -185,11 +188,13 @@ def _folder(bundle: str) -> Path:
 
 
 def main() -> None:
+    prepare()
+    logs.begin_command()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     cv2.setNumThreads(1)
     try:
-        app()
+        typer.main.get_command(app)()
     except (RecipeError, DivergedError, ExportError, RefusedError, EngineError) as e:
-        typer.echo(f"error: {e}", err=True)
+        say_error(e)
         raise SystemExit(1) from e

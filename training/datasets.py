@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
+from cxrnode.cli.output import say
 from engines.base import FloatArray
 from training.hospital import read_dicom
 from training.recipe import DataSpec, Recipe, RecipeError
@@ -66,7 +66,7 @@ def left_out(data: Path) -> list[LeftOut]:
 
 @cache  # once a command, which lists the folder more than once
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, err=True)
 
 
 def _sample(row: Row, merged: dict[str, str], told: dict[str, Part], spec: DataSpec) -> Sample:

@@ -169,7 +169,7 @@ def _said_by(bundle: Bundle, kind: type[T], values: Any, what: str) -> T:
             f"bundle {bundle.name} does not say {what} in a way that this version knows: evaluate its run instead, or "
             "the bundle with the version that made it"
         )
-        raise RecipeError("\n  ".join([head, *faults(e.errors(), DataSpec)])) from e
+        raise RecipeError(head, *faults(e.errors(), DataSpec)) from e
 
 
 def _calibration(scored: Scored, calibration: Calibration) -> dict[str, Any]:

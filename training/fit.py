@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingWarmRestarts, LR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from cxrnode.printable import printable
 from engines.base import FloatArray
 from training import checkpoint
 from training.cache import decoded
@@ -158,7 +159,7 @@ def _claim(run: Path, recipe: Recipe, samples: list[Sample], left: list[LeftOut]
             part.write_bytes(content)
     unused = Counter(s.label for s in samples if s.label not in recipe.fitted_names)
     if names := ", ".join(f"{label} ({n})" for label, n in sorted(unused.items())):
-        tqdm.write(f"labels of the data that the recipe does not name: {names}")
+        tqdm.write(printable(f"labels of the data that the recipe does not name: {names}"))
 
 
 def _split(recipe: Recipe, samples: list[Sample]) -> bytes:

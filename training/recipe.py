@@ -25,7 +25,10 @@ _WORDS = {
 
 
 class RecipeError(Exception):
-    """A recipe, a run or the data cannot be used; says what to do."""
+    """A recipe, a run or the data cannot be used; says what to do, each fault on a line of its own."""
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class _Frozen(BaseModel):
@@ -142,7 +145,7 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"recipe {path} is not valid: {e}") from e
     except ValidationError as e:
-        raise RecipeError("\n  ".join([f"recipe {path} is not valid:", *faults(e.errors(), Recipe)])) from e
+        raise RecipeError(f"recipe {path} is not valid:", *faults(e.errors(), Recipe)) from e
 
 
 def _change(values: dict[str, Any], change: str) -> None:

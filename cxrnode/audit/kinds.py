@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from cxrnode.printable import printable
 from cxrnode.types import AuditEvent
 from cxrnode.words import counted
 
@@ -63,7 +63,6 @@ PHRASES = {
     "spool_deleted": "retention: image {sop} deleted",
     "result_deleted": "retention: result {sop} deleted",
 }
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MIB = 1 << 20
 
 
@@ -102,7 +101,3 @@ def in_words(event: AuditEvent) -> str:
     columns = {"sop": event.sop_instance_uid, "ae": event.ae_title, "outcome": event.outcome}
     values = {**event.detail, **older, **{k: v for k, v in columns.items() if v}}
     return " ".join(printable(_phrase.vformat(template, (), values)).split())
-
-
-def printable(text: str) -> str:
-    return _CONTROL.sub("?", text)

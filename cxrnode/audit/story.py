@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from cxrnode.audit.kinds import in_words, printable
+from cxrnode.audit.kinds import in_words
 from cxrnode.audit.query import Filters, find
 from cxrnode.audit.times import local
 from cxrnode.types import AuditEvent, Outcome
@@ -49,7 +49,7 @@ class Story:
             yield f"image {uid}: {said}"
         yield ""
         for e in self.events:
-            yield f"{local(e.at)}  {e.seq:>8}  {printable(e.actor)}: {in_words(e)}"
+            yield f"{local(e.at)}  {e.seq:>8}  {e.actor}: {in_words(e)}"
 
 
 def story_of(c: Connection, study_instance_uid: str) -> Story:
@@ -65,4 +65,4 @@ def sop_of(e: AuditEvent) -> str | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return printable(", ".join(names)) or "not told"
+    return ", ".join(names) or "not told"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from cxrnode.cli.output import exact, say
 from cxrnode.errors import CxrnodeError, StoreError
+from cxrnode.printable import json_text, printable
 from cxrnode.words import counted
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def query(
         found = find(c, filters, limit=limit or None)
         with closing(found.events) as events:
             count = show_as(events)
-    _say(f"{counted(count, 'record')}{_period(filters)}")
+    say(f"{counted(count, 'record')}{_period(filters)}", err=True)
     if found.cut:
-        _say(f"these are the newest {limit}; there are older ones: --limit 0 prints all")
+        say(f"these are the newest {limit}; there are older ones: --limit 0 prints all", err=True)
 
 
 @app.command()
@@ -100,7 +100,7 @@ def show(
     if not story.events:
         _nothing(f"the ledger has no record of study {study}")
     for line in story.lines():
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def explain(
     if found is None:
         _nothing(f"the ledger has no record of a result {sop} that was made here")
     for line in found.lines():
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -152,16 +152,19 @@ def verify(
         with _ledger(config, out) as c:
             verdict, missing = ledger.verify(c, known), missing_triggers(c)
     if after:
-        _say(f"records 1 to {after} are not in this file; anchors of them were not checked")
+        say(f"records 1 to {after} are not in this file; anchors of them were not checked", err=True)
     if missing:
-        _say(f"not sound: without its append-only triggers records can be changed: {', '.join(missing)}")
+        say(f"not sound: without its append-only triggers records can be changed: {', '.join(missing)}", err=True)
     if verdict.broken is not None:
-        _say(f"broken at record {verdict.broken}: {verdict.why}. What was recorded from there on proves nothing")
+        say(
+            f"broken at record {verdict.broken}: {verdict.why}. What was recorded from there on proves nothing",
+            err=True,
+        )
     if missing or verdict.broken is not None:
         raise typer.Exit(1)
     checked = sum(seq > after for seq in known)
     hold, agree = ("holds" if verdict.records == 1 else "hold"), ("agrees" if checked == 1 else "agree")
-    typer.echo(
+    say(
         f"{counted(verdict.records, 'record')} {hold}, {counted(checked, 'anchor')} {agree}; the last hash is "
         f"{verdict.last_hash}"
     )
@@ -187,8 +190,8 @@ def anchor(
         with _writable(config, out) as database, database.begin() as c:
             record_anchor(c, taken, file, actor=operator())
     except CxrnodeError as e:
-        _say(f"the ledger does not say that it was anchored: {e}")
-    typer.echo(f"record {taken.seq}, hash {taken.hash}: written to {file}")
+        say(f"the ledger does not say that it was anchored: {e}", err=True)
+    say(f"record {taken.seq}, hash {taken.hash}: written to {file}")
 
 
 @app.command()
@@ -228,7 +231,7 @@ def export(
     with _ledger(config, out) as c:
         atna = output_format is ExportFormat.ATNA
         with closing(messages(c, source, after=after) if atna else lines(c, after=after)) as exported:
-            sys.stdout.writelines(exported)
+            exact().writelines(exported)
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
@@ -286,23 +289,24 @@ def _row(e: AuditEvent) -> dict[str, Any]:
 
 
 def _print_table(events: Iterator[AuditEvent]) -> int:
-    from cxrnode.audit.kinds import in_words, printable  # noqa: PLC0415
+    from cxrnode.audit.kinds import in_words  # noqa: PLC0415
     from cxrnode.audit.times import local  # noqa: PLC0415
 
     count = 0
     for e in events:
         count += 1
         study = e.study_instance_uid or "-"
-        typer.echo(f"{e.seq:>8}  {local(e.at)}  {e.kind:<20}  {printable(e.actor):<10}  {study}  {in_words(e)}")
+        say(f"{e.seq:>8}  {local(e.at)}  {e.kind:<20}  {printable(e.actor):<10}  {study}  {in_words(e)}")
     return count
 
 
 def _print_json(events: Iterator[AuditEvent]) -> int:
     count = 0
-    sys.stdout.write("[")
+    f = exact()
+    f.write("[")
     for count, e in enumerate(events, 1):
-        sys.stdout.write(f"{',' if count > 1 else ''}\n{json.dumps(_row(e))}")
-    sys.stdout.write("\n]\n")
+        f.write(f"{',' if count > 1 else ''}\n{json_text(_row(e))}")
+    f.write("\n]\n")
     return count
 
 
@@ -310,8 +314,8 @@ def _print_csv(events: Iterator[AuditEvent]) -> int:
     from cxrnode.spreadsheet import write_csv  # noqa: PLC0415
     from cxrnode.types import AuditEvent  # noqa: PLC0415
 
-    rows = (_row(e) | {"detail": json.dumps(e.detail)} for e in events)
-    return write_csv(sys.stdout, AuditEvent.__dataclass_fields__, rows)
+    rows = (_row(e) | {"detail": json_text(e.detail)} for e in events)
+    return write_csv(exact(), AuditEvent.__dataclass_fields__, rows)
 
 
 def _period(filters: Filters) -> str:
@@ -321,10 +325,6 @@ def _period(filters: Filters) -> str:
     return since + (f" until {local(filters.until)}" if filters.until else "")
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def _nothing(text: str) -> NoReturn:
-    _say(text)
+    say(text, err=True)
     raise typer.Exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxrnode.cli.output import say
 from cxrnode.config_faults import EXAMPLE
 from cxrnode.words import counted
 
@@ -25,7 +25,8 @@ app = typer.Typer(
 @app.command()
 def example() -> None:
     """Print a configuration to begin with: every key, its default, and what it means."""
-    typer.echo(EXAMPLE, nl=False)
+    for line in EXAMPLE.splitlines():
+        say(line)
 
 
 @app.command()
@@ -41,9 +42,9 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configu
     check_data_dir(config.node.data_dir)
     expiries = _check_tls(config)
     for line in _understood(config, expiries):
-        typer.echo(line)
+        say(line)
     for line in (*unreachable(config), *_dangers(config), *_tls_dangers(config, expiries)):
-        sys.stderr.write(f"warning: {line}\n")
+        say(f"warning: {line}", err=True)
 
 
 def _check_tls(config: Config) -> dict[Path, datetime]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cxrnode.cli.output import say
+
 
 def doctor(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The node's configuration.")],
@@ -35,9 +37,9 @@ def doctor(
     counts = dict.fromkeys(Level, 0)
     for check in diagnose(loaded, file=config, store=store):
         counts[check.level] += 1
-        typer.echo(f"{check.level:<5}{check.name}: {check.found}")
+        say(f"{check.level:<5}{check.name}: {check.found}")
         if check.mend:
-            typer.echo(f"     -> {check.mend}")
-    typer.echo(", ".join(f"{n} {level}" for level, n in counts.items()))
+            say(f"     -> {check.mend}")
+    say(", ".join(f"{n} {level}" for level, n in counts.items()))
     if counts[Level.FAIL]:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cxrnode.cli.output import say
 from cxrnode.words import counted
 from engines.base import Engine, EngineError, EngineKind, EngineOutput
 from engines.bundle import Bundle, load_bundle
@@ -39,9 +39,9 @@ def show_probe() -> None:
     """
     found = probe()
     for check in found.checks:
-        typer.echo(f"{'ok' if check.ok else 'fail':<5}{check.what}: {check.found}")
+        say(f"{'ok' if check.ok else 'fail':<5}{check.what}: {check.found}")
         if check.mend:
-            typer.echo(f"     -> {check.mend}")
+            say(f"     -> {check.mend}")
     if found.machine is None:
         raise typer.Exit(1)
 
@@ -65,7 +65,7 @@ def build(
     loaded = load_bundle(bundle)
     wanted = choose_precision(loaded, precision)
     if wanted != "int8":
-        compile_bundle(loaded, usable_machine(), wanted, tell=typer.echo)
+        compile_bundle(loaded, usable_machine(), wanted, tell=say)
         return
     if images is None and "int8" not in loaded.manifest.accepted:
         raise EngineError("int8 is calibrated on films: give --images FOLDER, some hundred such as you will analyse")
@@ -73,7 +73,7 @@ def build(
     from cxrnode.calibration import calibration_batches  # noqa: PLC0415 (slow to import)
 
     films = calibration_batches(images, loaded.manifest.input) if images else None
-    compile_bundle(loaded, machine, wanted, images=films, tell=typer.echo)
+    compile_bundle(loaded, machine, wanted, images=films, tell=say)
 
 
 @app.command()
@@ -87,9 +87,9 @@ def verify(bundle: BundleName = "default", precision: PrecisionOption = None) ->
     engine = engine_of(read_plan(plans_folder(), loaded, machine, wanted), loaded, machine)
     engine.activate()  # runs the golden check; raises with the numbers where it fails
     golden = loaded.golden()
-    typer.echo(f"golden inputs through {engine.name} on {describe(machine)}: ok")
-    typer.echo(_differences(engine.infer(golden.batch), golden.output))
-    typer.echo(f"tolerance: {loaded.manifest.tolerance[wanted]}")
+    say(f"golden inputs through {engine.name} on {describe(machine)}: ok")
+    say(_differences(engine.infer(golden.batch), golden.output))
+    say(f"tolerance: {loaded.manifest.tolerance[wanted]}")
     engine.deactivate()
 
 
@@ -102,14 +102,14 @@ def list_plans(bundle: BundleName = "default") -> None:
         name, why = path.with_suffix(PLAN).name, ""
         try:
             s = read_sidecar(path)
-            typer.echo(f"{name}: built {s.built_at:%Y-%m-%d %H:%M} for {s.gpu} ({s.compute_capability}, driver "
+            say(f"{name}: built {s.built_at:%Y-%m-%d %H:%M} for {s.gpu} ({s.compute_capability}, driver "
                        f"{s.driver}, {s.module} {s.version}), batches of 1 to {s.largest}")  # fmt: skip
             why = _misfit(folder, s, loaded, found.machine)
         except EngineError as e:
             why = str(e)
-        typer.echo(f"     -> {why}" if why else "     fits")
-    typer.echo(f"{counted(len(sidecars), 'engine file')} in {folder}")
-    typer.echo(f"this machine: {describe(found.machine) if found.machine else found.missing}")
+        say(f"     -> {why}" if why else "     fits")
+    say(f"{counted(len(sidecars), 'engine file')} in {folder}")
+    say(f"this machine: {describe(found.machine) if found.machine else found.missing}")
 
 
 @app.command()
@@ -131,10 +131,10 @@ def _bench(engine: Engine, bundle: Bundle) -> bool:
     try:
         engine.activate()
     except EngineError as e:
-        sys.stderr.write(f"not measured: {e}\n")
+        say(f"not measured: {e}", err=True)
         return False
     rates = (f"{_images_per_s(engine, bundle, n):.0f} at {n}" for n in _BATCHES)
-    typer.echo(f"{engine.name}: {', '.join(rates)} (images/s at a batch of so many)")
+    say(f"{engine.name}: {', '.join(rates)} (images/s at a batch of so many)")
     engine.deactivate()
     return True
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cxrnode import __version__
+from cxrnode import __version__, logs
 from cxrnode.cli import audit, config, doctor, engine, models, queue, run_batch, serve
-from cxrnode.cli.output import Group, prepare
+from cxrnode.cli.output import Group, prepare, say, say_error
 from cxrnode.errors import CxrnodeError, StorageFullError
 from engines.base import EngineError
 
@@ -33,7 +33,7 @@ app.add_typer(config.app, name="config")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cxrnode {__version__}")
+        say(f"cxrnode {__version__}")
         raise typer.Exit
 
 
@@ -50,9 +50,10 @@ def _options(
 def main() -> None:
     """Run the command; an error of ours is one line that says how to mend it, never a traceback."""
     prepare()
+    logs.begin_command()
     try:
-        app()
+        typer.main.get_command(app)()  # `app()` would put a hook of its own in the place of ours
     except (CxrnodeError, EngineError) as e:
         resumable = ". Then run the same command again: it goes on where it stopped"
-        sys.stderr.write(f"error: {e}{resumable if isinstance(e, StorageFullError) else ''}\n")
+        say_error(e, resumable if isinstance(e, StorageFullError) else "")
         sys.exit(getattr(e, "exit_code", 2))

@@ -1,4 +1,7 @@
-"""Standard output and error as they are in practice: narrow, piped, closed half-way, in another encoding than UTF-8."""
+"""Standard output and error as they are in practice: narrow, piped, closed half-way, in another encoding than UTF-8.
+
+All that a command prints goes through here, so that no name from outside acts on the terminal or forges a line.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,36 @@ import select
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import typer
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
+
+from cxrnode.printable import printable
 
 _WIDE = 160  # columns where nobody says how wide it is: a file, a pipe
 _PIPE_CLOSED = 128 + 13  # what a shell says of a program that SIGPIPE ended, as it ends the usual tools
+_Usage: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of the click that typer brings
 
 
 class Group(TyperGroup):
-    """The `cxrnode` command: a reader of its output that goes away (`| head`) ends it without a word."""
+    """A command: a reader of its output that goes away (`| head`) ends it without a word."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _usage_is_printable():
+            return super().make_context(*args, **more)
 
     def invoke(self, ctx: Any) -> Any:
+        with _usage_is_printable():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             try:
                 return super().invoke(ctx)
@@ -36,8 +54,18 @@ class Group(TyperGroup):
             if _can_be_written():
                 raise
             _silence([sys.stdout])
-            sys.stderr.write(f"error: cannot write the output: {e.strerror}\n")
+            say(f"error: cannot write the output: {e.strerror}", err=True)
             raise typer.Exit(1) from None
+
+
+@contextmanager
+def _usage_is_printable() -> Iterator[None]:
+    """What typer says of an argument quotes it."""
+    try:
+        yield
+    except _Usage as e:
+        e.message = printable(e.message)
+        raise
 
 
 def prepare() -> None:
@@ -79,6 +107,39 @@ def _reader_is_gone(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """One line of it, whatever is in it; to standard error with `err`."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        stream.write(f"{printable(text)}\n")
+        stream.flush()
+
+
+def say_error(error: Exception, more: str = "") -> None:
+    """Each of an error's messages on a line of its own."""
+    first, *others = map(str, error.args)
+    say(f"error: {first}{more}", err=True)
+    for text in others:
+        say(f"  {text}", err=True)
+
+
+def say_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """The first column is never broken."""
+    table = Table(*columns)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def exact() -> TextIO:
+    """Standard output for what is printable by its own form: `json_text`, `write_csv`, an export."""
+    return sys.stdout
+
+
 # --- lines for people -------------------------------------------------------------------------------------------------
 
 
@@ -89,9 +150,9 @@ def width() -> int:
 
 
 def shown(text: str) -> str:
-    """As it will stand there: what the terminal's encoding lacks, as an escape."""
+    """As it will stand there: what acts, and what the terminal's encoding lacks, as an escape."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def cut(text: str, columns: int) -> str:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cxrnode.cli.output import say
 from cxrnode.words import counted
 
 _LINE_EVERY_S = 5.0
@@ -72,8 +73,7 @@ class Lines:
         left = ""
         if self._total and rate and self._done < self._total:
             left = f", {(self._total - self._done) / rate:.0f} s left"
-        sys.stderr.write(f"{self._name}: {files}, {rate:.1f}/s{left}\n")
-        sys.stderr.flush()
+        say(f"{self._name}: {files}, {rate:.1f}/s{left}", err=True)
 
 
 class _Files(ProgressColumn):

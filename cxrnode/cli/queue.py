@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cxrnode.cli.output import flow, indented, shown, width
+from cxrnode.cli.output import exact, flow, indented, say, shown, width
+from cxrnode.printable import json_text
 from cxrnode.types import JobState
 from cxrnode.words import counted
 
@@ -78,9 +77,9 @@ def list_jobs(
         raise CxrnodeError(f"there is no destination {destination}: the configuration has {', '.join(names) or 'none'}")
     {Format.TABLE: _print_table, Format.JSON: _print_json, Format.CSV: _print_csv}[output_format](rows)
     for key, n in sorted(totals.items()):
-        typer.echo(f"{n:>8} {' '.join(key)}")
+        say(f"{n:>8} {' '.join(key)}")
     if len(rows) == limit:
-        typer.echo(f"these are the newest {limit} that fit; --limit N shows more", err=True)
+        say(f"these are the newest {limit} that fit; --limit N shows more", err=True)
 
 
 @app.command()
@@ -96,9 +95,9 @@ def show(config: ConfigPath, job_id: Annotated[int, typer.Argument(metavar="ID")
         raise typer.BadParameter(f"there is no image {job_id} in the queue: see cxrnode queue list")
     for key, value in _words_of(row).items():
         if value not in (None, ""):
-            typer.echo(f"{key}: {shown(str(value))}")
+            say(f"{key}: {value}")
     for d in deliveries:
-        typer.echo(f"{d['kind']} {d['sop_instance_uid']}: {shown(_delivered(d))}")
+        say(f"{d['kind']} {d['sop_instance_uid']}: {_delivered(d)}")
 
 
 @app.command()
@@ -132,12 +131,12 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
             changed = len(studies)
         else:
             changed = queue.bury(c, job_ids)
-    typer.echo(f"{what}: {changed} of {counted(wanted, 'image')}")
+    say(f"{what}: {changed} of {counted(wanted, 'image')}")
     for job_id in gone:
-        typer.echo(f"{job_id}: its file was deleted (retention); have it sent again", err=True)
+        say(f"{job_id}: its file was deleted (retention); have it sent again", err=True)
     if changed < wanted:
         fits = "that were analysed" if what == "retry" else "that still wait"
-        typer.echo(f"only images {fits} are changed: see cxrnode queue show ID", err=True)
+        say(f"only images {fits} are changed: see cxrnode queue show ID", err=True)
         raise typer.Exit(1)
 
 
@@ -172,7 +171,7 @@ def _words_of(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(rows: list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps([_words_of(row) for row in rows], indent=1))
+    exact().write(json_text([_words_of(row) for row in rows], indent=1) + "\n")
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
@@ -182,15 +181,15 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
         "id", "state", "priority", "attempts", "next_try", "last_error", "outcome", "reason", "detail", "received_at",
         "calling_aet", "host", "study_instance_uid", "sop_instance_uid", "path",
     )  # fmt: skip
-    write_csv(sys.stdout, columns, map(_words_of, rows))
+    write_csv(exact(), columns, map(_words_of, rows))
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     if rows:
-        typer.echo(f"{'id':>7}  {'state':<8}  {'priority':<8}  {'received':<16}  outcome")
+        say(f"{'id':>7}  {'state':<8}  {'priority':<8}  {'received':<16}  outcome")
     for row in rows:
         for line in _lines_of(row, width()):
-            typer.echo(line)
+            say(line)
 
 
 def _lines_of(row: dict[str, Any], columns: int) -> Iterator[str]:

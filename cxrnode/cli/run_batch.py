@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from enum import StrEnum
@@ -16,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
-from cxrnode.cli.output import indented, padded, shown, width
+from cxrnode.cli.output import exact, indented, padded, say, shown, width
 from cxrnode.cli.progress import make_progress
 from cxrnode.dicom.identity import RESEARCH_USE, is_ae_title
 from cxrnode.pool import default_workers, start_server
+from cxrnode.printable import json_text
 from cxrnode.types import Destination
 from cxrnode.words import counted
 from engines.base import EngineKind
@@ -88,7 +87,7 @@ def run_batch(
             summary = run.run()
         except KeyboardInterrupt:
             progress.close()
-            sys.stderr.write("interrupted: run the same command again to go on\n")
+            say("interrupted: run the same command again to go on", err=True)
             raise typer.Exit(_INTERRUPTED) from None
         finally:
             progress.close()
@@ -100,22 +99,23 @@ def run_batch(
 def _tell_failures(run: BatchRun) -> bool:
     """Whether there are any. What was not delivered is told by its reason: a PACS that is down has one for all."""
     for what in run.missing:
-        sys.stderr.write(f"INCOMPLETE: {what}: this is a fault of cxrnode, please report it. Run it again\n")
+        say(f"INCOMPLETE: {what}: this is a fault of cxrnode, please report it. Run it again", err=True)
     for warning in run.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        say(f"warning: {warning}", err=True)
     failed = bool(run.missing)
     with run.database.begin() as c:
         for path, why in run.results.failures(c):
             failed = True
-            sys.stderr.write(f"failed: {path}: {why}\n")
+            say(f"failed: {path}: {why}", err=True)
         undelivered = run.results.undelivered(c)
     if undelivered:
         n = counted(sum(n for _, n in undelivered), "result")
         why = "; ".join(f"{n} times {why}" if len(undelivered) > 1 else why for why, n in undelivered[:_MAX_REASONS])
         more = ", ..." if len(undelivered) > _MAX_REASONS else ""
-        sys.stderr.write(
+        say(
             f"failed: {n} not delivered to {run.options.send}: {why}{more}. Once that is mended, run the same command "
-            f"again: it sends what is missing; until then all is in {run.options.out / 'dicom'}\n"
+            f"again: it sends what is missing; until then all is in {run.options.out / 'dicom'}",
+            err=True,
         )
     return failed or bool(undelivered)
 
@@ -123,7 +123,7 @@ def _tell_failures(run: BatchRun) -> bool:
 def _print(run: BatchRun, summary: dict[str, Any], output_format: Format, *, quiet: bool) -> None:
     with run.database.begin() as c, closing(run.results.rows(c)) as rows:
         if output_format is Format.CSV:
-            run.results.print_csv(rows, sys.stdout)
+            run.results.print_csv(rows, exact())
         elif output_format is Format.JSON:
             _print_json(rows, summary)
         elif not quiet:
@@ -132,20 +132,21 @@ def _print(run: BatchRun, summary: dict[str, Any], output_format: Format, *, qui
 
 def _print_json(rows: Iterator[dict[str, Any]], summary: dict[str, Any]) -> None:
     """{"run": ..., "results": [...]}, written row by row: an archive's results need not fit into memory."""
-    sys.stdout.write(f'{{"run": {json.dumps(summary)},\n"results": [')
+    f = exact()
+    f.write(f'{{"run": {json_text(summary)},\n"results": [')
     for n, row in enumerate(rows):
-        sys.stdout.write(f"{',' if n else ''}\n{json.dumps(row)}")
-    sys.stdout.write("\n]}\n")
+        f.write(f"{',' if n else ''}\n{json_text(row)}")
+    f.write("\n]}\n")
 
 
 def _print_table(rows: Iterator[dict[str, Any]], run: BatchRun, summary: dict[str, Any]) -> None:
     for line in _table(list(islice(rows, _MAX_TABLE_ROWS)), [label.name for label in run.bundle.labels], width()):
-        typer.echo(line)
+        say(line)
     outcomes = summary["outcomes"]
     if (hidden := sum(outcomes.values()) - _MAX_TABLE_ROWS) > 0:
-        typer.echo(f"... and {counted(hidden, 'more file')}, all in {run.results.csv_path}")
-    typer.echo(", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items()))
-    typer.echo(f"Results: {run.options.out}. {RESEARCH_USE}")
+        say(f"... and {counted(hidden, 'more file')}, all in {run.results.csv_path}")
+    say(", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items()))
+    say(f"Results: {run.options.out}. {RESEARCH_USE}")
 
 
 def _table(rows: list[dict[str, Any]], labels: list[str], columns: int) -> Iterator[str]:
