@@ -16,8 +16,8 @@ class Group:
 GROUPS = {
     "store": Group(
         ("cxrnode/store/*.py",),
-        ("tests/contract/test_store.py", "tests/contract/test_outbox.py", "tests/unit/store",
-         "tests/unit/test_commit.py", "tests/unit/test_deliver.py"),
+        ("tests/contract/test_store.py", "tests/contract/test_queue_bounds.py", "tests/contract/test_studies_bounds.py",
+         "tests/contract/test_outbox.py", "tests/contract/test_outbox_bounds.py", "tests/unit/store"),
     ),
     "retention": Group(("cxrnode/retention.py",), ("tests/unit/test_retention.py",)),
     "analyse": Group(

@@ -27,6 +27,7 @@ _CHAINED = {  # x.where(y) becomes x
     "where", "order_by", "desc", "limit", "offset", "distinct", "having", "group_by", "strip", "rstrip", "lstrip",
     "lower", "upper", "casefold", "resolve", "astype", "copy", "values", "on_conflict_do_nothing",
 }  # fmt: skip
+_ORDERLESS = {"where", "select", "and_", "or_", "min", "max", "join"}  # f(a, b) is f(b, a)
 _LOGS = {"debug", "info", "warning", "error", "exception", "critical"}
 _KEPT_DECORATORS = {
     "property",
@@ -249,7 +250,8 @@ def _of_call(node: ast.Call) -> Iterator[Change]:
         yield "function swapped", name, _SWAPPED[name.id]
     if isinstance(node.func, ast.Attribute) and node.func.attr in _CHAINED:
         yield "link of a chain removed", node, node.func.value
-    if len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+    orderless = ast.unparse(node.func).rpartition(".")[2] in _ORDERLESS
+    if len(node.args) > 1 and not orderless and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
         swapped = ast.Call(func=node.func, args=[node.args[1], node.args[0], *node.args[2:]], keywords=node.keywords)
         yield "arguments swapped", node, swapped
     for i in range(len(node.keywords)):

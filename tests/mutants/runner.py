@@ -81,9 +81,12 @@ class _Chosen:
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     reached, chosen = _Reached(job["files"]), _Chosen(job["chosen"])
     plugins: list[object] = [chosen, *([reached] if job["files"] else [])]
-    code = pytest.main([*_OPTIONS, *job["options"], f"--basetemp={job['basetemp']}", *job["tests"]], plugins=plugins)
+    try:
+        code = int(pytest.main([*_OPTIONS, *job["options"], f"--basetemp={job['basetemp']}", *job["tests"]], plugins))
+    except Exception:  # noqa: BLE001 (of pytest's own end: a warning of something that was never closed)
+        code = 1
     lines = {file: {n: sorted(tests) for n, tests in found.items()} for file, found in reached.lines.items()}
-    return {"code": int(code), "failed": chosen.failed, "lines": lines, "seconds": reached.seconds}
+    return {"code": code, "failed": chosen.failed, "lines": lines, "seconds": reached.seconds}
 
 
 def _child(job: dict[str, Any], answer: Path) -> None:

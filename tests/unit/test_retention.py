@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import Database
+from cxrnode.store.objects import add_result
 from cxrnode.store.outbox import COMMITTED, PENDING, REFUSED, SENT, Outbox
 from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.schema import delivery, result
@@ -168,6 +169,78 @@ def test_of_a_study_without_a_report_only_what_did_not_fail_goes(
         (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
         assert Studies("analyse").reported(c, ready, (), owner="a") == []
     assert retention(database, tmp_path).sweep(now=LATER) == deleted
+
+
+def test_of_a_study_without_a_report_one_image_that_failed_keeps_all(database: Database, tmp_path: Path) -> None:
+    take_in(database, tmp_path, 1, 1, 2)
+    with database.begin() as c:
+        for waiting, reason in zip(claim(c), (Reason.LATERAL, Reason.UNDECODABLE), strict=True):
+            rejected = Finding(job=waiting, pixel_digest="d" * 64, rejection=Rejection(reason=reason))
+            Queue("analyse").finish(c, rejected, owner="a")
+        (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+        Studies("analyse").reported(c, ready, (), owner="a")
+    assert retention(database, tmp_path).sweep(now=LATER) == 0
+
+
+def test_each_study_goes_by_its_own_deliveries(database: Database, tmp_path: Path) -> None:
+    for study in (1, 2):
+        take_in(database, tmp_path, study, 1)
+        report(database, tmp_path, study)
+    with database.begin() as c:
+        of_first = select(result.c.sop_instance_uid).where(result.c.study_instance_uid == study_uid(1))
+        arrived = update(delivery).where(delivery.c.result_uid.in_(of_first))
+        c.execute(arrived.values(state=COMMITTED, updated_at=NOW))
+    before = files(tmp_path)
+    assert retention(database, tmp_path).sweep(now=LATER) == 3
+    assert files(tmp_path) == {spooled(2, 1).as_posix(), "dicom/2.25.2.dcm", "dicom/2.25.200.dcm"} & before
+    assert len(files(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("days", "asked_at", "is_old"), [(7, -0.001, False), (7, 0.0, True), (0, 0.0, True)])
+def test_a_pass_looks_only_at_studies_that_are_old_enough_and_have_files(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, asked_at: float, is_old: bool
+) -> None:
+    """So that its cost is that of what may go, and no study's rows are locked in vain."""
+    looked_at: list[str] = []
+
+    def look(_self: Retention, uid: str, _now: float) -> int:
+        looked_at.append(uid)
+        return 0
+
+    monkeypatch.setattr(Retention, "_delete", look)
+    for study in (1, 2):
+        take_in(database, tmp_path, study, 1)
+    (tmp_path / spooled(2, 1)).unlink()
+    (tmp_path / "spool" / study_uid(2)).rmdir()
+    retention(database, tmp_path, days=days).sweep(now=NOW + days * DAY + asked_at)
+    assert looked_at == [study_uid(1)] * is_old
+
+
+def test_a_result_that_was_made_again_after_it_was_deleted_is_deleted_again_and_recorded_again(
+    database: Database, tmp_path: Path
+) -> None:
+    finished(database, tmp_path)
+    retention(database, tmp_path).sweep(now=LATER)
+    sr = replace(made("2.25.100", 1, Kind.SR), path=Path("dicom", study_uid(1), "sr.dcm"))
+    with database.begin() as c:
+        add_result(c, sr, actor="analyse")
+    put(tmp_path, sr.path)
+    assert retention(database, tmp_path).sweep(now=LATER) == 1
+    again = [e.sop_instance_uid for e in records(database, "result_deleted")]
+    assert again.count("2.25.100") == 2
+
+
+def test_it_stops_between_two_studies(database: Database, tmp_path: Path) -> None:
+    finished(database, tmp_path)
+    stopping = threading.Event()
+    stopping.set()
+    assert retention(database, tmp_path).sweep(stopping, now=LATER) == 0
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_pass_is_due_every_hour(database: Database, tmp_path: Path) -> None:
+    loop = retention(database, tmp_path).loop(threading.Event())
+    assert (loop.name, loop.step()) == ("retention", 3600.0)
 
 
 def test_a_crash_before_the_unlink_leaves_a_file_that_the_next_pass_deletes_with_one_record(
