@@ -209,6 +209,7 @@ class BatchRun:
             ledger.append(
                 c, "run_resumed" if found else "run_started", actor=_ACTOR, software=__version__,
                 bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"], user=os_user(),
+                started_at=run["started_at"],
             )  # fmt: skip
             record_model(c, self.bundle, actor=_ACTOR)
         return datetime.fromisoformat(str(run["started_at"]))

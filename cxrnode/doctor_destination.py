@@ -234,11 +234,16 @@ def _asked(
         ledger.append(
             c, "commitment_requested", actor=_ACTOR, study_instance_uid=STUDY_UID, user=os_user(),
             destination=destination, transaction_uid=transaction_uid, sop_instance_uids=uids,
+            objects=[_row(o) for o in objects],
         )  # fmt: skip
     try:
         yield
     finally:
         with database.begin() as c:
+            ledger.append(
+                c, "check_ended", actor=_ACTOR, study_instance_uid=STUDY_UID, destination=destination,
+                sop_instance_uids=uids,
+            )  # fmt: skip
             c.execute(delete(delivery).where(mine))
             others = select(delivery.c.id).where(delivery.c.result_uid == result.c.sop_instance_uid)
             c.execute(delete(result).where(result.c.sop_instance_uid.in_(uids), ~others.exists()))

@@ -96,7 +96,9 @@ class _Record:
         with self.database.begin() as c:
             self.queue.set_setting(c, FALLBACK, reason)
             self.queue.set_setting(c, ENGINE, self.named(engine))
-            ledger.append(c, "engine_fallback", actor=self.actor, reason=reason, bundle=self.bundle.digest)
+            ledger.append(
+                c, "engine_fallback", actor=self.actor, reason=reason, bundle=self.bundle.digest, engine=engine
+            )
 
     def failed(self, engine: str, error: EngineError) -> None:
         """It did not come up, or nothing is left that works."""

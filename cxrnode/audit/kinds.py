@@ -45,6 +45,7 @@ PHRASES = {
     "duplicate": "image {sop} is a duplicate {why}",
     "report_made": "{object:object} {sop} made",
     "several_patients": "the study holds images of {patients} patients: a report each",
+    "study_reported": "the study is done: nothing of it waits for its report",
     "report_failed": "the report could not be made: {why}",
     # where it goes
     "delivery_queued": "{results:result} to be sent to {destination}",
@@ -53,6 +54,7 @@ PHRASES = {
     "delivery_postponed": "{sop} not yet stored at {destination}: {status}",
     "delivery_failed": "{sop} not stored at {destination}: {status}",
     "commitment_requested": "{destination} asked to commit to {sop_instance_uids}",
+    "check_ended": "the synthetic study for {destination} is out of the outbox again",
     "commitment_postponed": "{destination} was not to be asked for commitment: {status}",
     "committed": "{destination} commits to {sop}",
     "commitment_failed": "{destination} does not keep {sop}: {status}",

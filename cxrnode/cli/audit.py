@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from cxrnode.audit.query import Filters
+    from cxrnode.audit.state import Compared
     from cxrnode.store.database import Database
     from cxrnode.types import AuditEvent
 
@@ -30,6 +31,7 @@ app = typer.Typer(help="The audit ledger: what happened, and proof that nothing 
 ConfigPath = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Of the node: its configuration.")]
 OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Of run-batch: its folder.")]
 _LIMIT = 1000
+_MOST = 20  # differing rows that are named
 
 
 class Format(StrEnum):
@@ -134,15 +136,17 @@ def verify(
 ) -> None:
     """Prove that no record was changed, removed or slipped in; only anchors prove that none was cut off at the end.
 
-    Exit codes: 0 it holds; 1 it does not, and the first broken record is named; 2 it cannot be read.
+    Then compare images, studies, results and deliveries with the records that made them, row by row.
+
+    Exit codes: 0 it holds; 1 it does not, and the first broken record, or each differing row, is named; 2 it cannot be
+    read.
     """
     from cxrnode.audit.anchors import read_anchors  # noqa: PLC0415
     from cxrnode.audit.export import verify_export  # noqa: PLC0415
-    from cxrnode.store import ledger  # noqa: PLC0415
-    from cxrnode.store.triggers import missing_triggers  # noqa: PLC0415
+    from cxrnode.audit.state import verify_store  # noqa: PLC0415
 
     known = {a.seq: a.hash for a in read_anchors(anchor)} if anchor else {}
-    after, missing = 0, list[str]()
+    after, missing, state = 0, list[str](), None
     if file:
         if config or out:
             raise CxrnodeError("give one of --file, --config and --out")
@@ -150,7 +154,8 @@ def verify(
             after, verdict = verify_export(f, str(file), known)
     else:
         with _ledger(config, out) as c:
-            verdict, missing = ledger.verify(c, known), missing_triggers(c)
+            found = verify_store(c, known, most=_MOST)
+            verdict, missing, state = found.verdict, found.missing_triggers, found.compared
     if after:
         say(f"records 1 to {after} are not in this file; anchors of them were not checked", err=True)
     if missing:
@@ -160,7 +165,9 @@ def verify(
             f"broken at record {verdict.broken}: {verdict.why}. What was recorded from there on proves nothing",
             err=True,
         )
-    if missing or verdict.broken is not None:
+    if state and state.different:
+        _print_differences(state)
+    if missing or verdict.broken is not None or (state and state.different):
         raise typer.Exit(1)
     checked = sum(seq > after for seq in known)
     hold, agree = ("holds" if verdict.records == 1 else "hold"), ("agrees" if checked == 1 else "agree")
@@ -168,6 +175,8 @@ def verify(
         f"{counted(verdict.records, 'record')} {hold}, {counted(checked, 'anchor')} {agree}; the last hash is "
         f"{verdict.last_hash}"
     )
+    if state:
+        say(state.in_words())
 
 
 @app.command()
@@ -282,6 +291,15 @@ def _text(path: Path) -> Iterator[Any]:
             yield f
     except OSError as e:
         raise StoreError(f"cannot read {path}: {e.strerror}. Check the path") from e
+
+
+def _print_differences(state: Compared) -> None:
+    for difference in state.first:
+        say(str(difference), err=True)
+    if state.different > len(state.first):
+        say(f"... and {state.different - len(state.first)} more", err=True)
+    say(f"not sound: {counted(state.different, 'difference')} between the tables and the records that made them. "
+        "Somebody wrote to the database past cxrnode: what the records say is what was", err=True)  # fmt: skip
 
 
 def _row(e: AuditEvent) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Database:
             self.name = f"{url.database} on {url.host or 'this host'}"
             may = "read" if read_only else "make and write"
             self._mend = f"Is the server up, and may this user {may} tables there?"
-            self._engine = _postgresql(url, _POSTGRESQL_READ_ONLY if read_only else _POSTGRESQL)
+            self._engine = _postgresql(url, read_only=read_only)
         try:
             if read_only:
                 self._check_revision()
@@ -229,10 +229,12 @@ def _opened(path: Path, how: str) -> sqlite3.Connection:
     return dbapi
 
 
-def _postgresql(url: URL, settings: Sequence[str]) -> Engine:
+def _postgresql(url: URL, *, read_only: bool) -> Engine:
+    settings = _POSTGRESQL_READ_ONLY if read_only else _POSTGRESQL
+    level: Any = "REPEATABLE READ" if read_only else "READ COMMITTED"  # one moment for a whole transaction that reads
     try:
         engine = create_engine(
-            url, isolation_level="READ COMMITTED", connect_args=_CONNECT, pool_pre_ping=True, hide_parameters=True
+            url, isolation_level=level, connect_args=_CONNECT, pool_pre_ping=True, hide_parameters=True
         )
     except ModuleNotFoundError as e:
         raise StoreError(f"PostgreSQL needs {e.name}: pip install 'psycopg[binary]'") from e

@@ -176,13 +176,17 @@ def _wrong(row: Record, seq: int, prev_hash: str, known: Mapping[int, str]) -> s
 
 def records(c: Connection, after: int = 0) -> Iterator[Record]:
     """All records after the one with this seq, as the driver gives them: quicker than rows, and never all in memory."""
+    columns = ", ".join(ledger.c.keys())
+    return stream(c, f"SELECT {columns} FROM ledger WHERE seq > {after:d} ORDER BY seq")  # noqa: S608 (a number)
+
+
+def stream(c: Connection, query: str) -> Iterator[Any]:
+    """The rows of a query without parameters, as the driver gives them. Raises StoreError; UnicodeError for no text."""
     driver: Any = c.connection.driver_connection
     dbapi: Any = c.dialect.loaded_dbapi
-    columns = ", ".join(ledger.c.keys())
-    query = f"SELECT {columns} FROM ledger WHERE seq > {after:d} ORDER BY seq"  # noqa: S608 (our own names, a number)
     try:
         if c.dialect.name == "postgresql":
-            with driver.cursor(name="ledger_records") as cursor:
+            with driver.cursor(name="cxrnode_rows") as cursor:
                 cursor.itersize = _PAGE
                 yield from cursor.execute(query)
         else:
@@ -190,7 +194,7 @@ def records(c: Connection, after: int = 0) -> Iterator[Record]:
     except dbapi.Error as e:
         if "decode" in str(e):  # text that is no UTF-8: somebody wrote past us
             raise UnicodeError from e
-        raise StoreError(f"cannot read the ledger ({e}): is the disk, or the connection, sound?") from e
+        raise StoreError(f"cannot read the database ({e}): is the disk, or the connection, sound?") from e
 
 
 def content(record: Any) -> str:

@@ -37,8 +37,12 @@ def add_result(
     instance_id: int | None = None,
     predecessor_uid: str | None = None,
     sources: Sequence[Source] = (),
+    jobs: Sequence[int] = (),
 ) -> None:
-    """A repeat makes the same object (design rule 3), so it takes the place of its row. `sources`: what it is about."""
+    """A repeat makes the same object (design rule 3), so it takes the place of its row. `sources`: what it is about.
+
+    instance_id: the image of a capture; jobs: those of an SR's images.
+    """
     row = {
         "sop_instance_uid": made.sop_instance_uid,
         "kind": made.kind.value,
@@ -51,10 +55,12 @@ def add_result(
         "predecessor_uid": predecessor_uid,
     }
     c.execute(_ADD, row)
+    about = {"job": instance_id} if made.kind is Kind.CAPTURE else {"jobs": list(jobs)}
     ledger.append(
         c, "report_made", actor=actor, study_instance_uid=made.study_instance_uid,
         sop_instance_uid=made.sop_instance_uid, object=made.kind.value, sha256=made.sha256, model=made.model,
-        software=made.software, predecessor=predecessor_uid, sources=sources,
+        software=made.software, predecessor=predecessor_uid, sources=sources, path=row["path"],
+        sop_class_uid=made.sop_class_uid, series_instance_uid=made.series_instance_uid, **about,
     )  # fmt: skip
 
 

@@ -98,13 +98,14 @@ class Outbox:
         }
         rows = select(*row.values()).where(wanted, ~in_outbox.exists()).order_by(order, result.c.id)
         statement = upsert(delivery).from_select(list(row), rows).on_conflict_do_nothing()
-        added = c.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
-        if added:
+        added = c.execute(statement.returning(delivery.c.result_uid)).scalars().all()
+        for uids in chunks(added):
             ledger.append(
                 c, "delivery_queued", actor=self._actor, study_instance_uid=study_instance_uid,
-                ae_title=self._ae_title(destination), destination=destination, results=added,
+                ae_title=self._ae_title(destination), destination=destination, results=len(uids),
+                sop_instance_uids=uids,
             )  # fmt: skip
-        return added
+        return len(added)
 
     # -- out
 

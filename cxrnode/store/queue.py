@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, insert, select, update
@@ -63,7 +64,8 @@ _SEEN = (
 )  # fmt: skip
 _SAME_UID = select(instance.c.path, instance.c.sha256).where(instance.c.sop_instance_uid == bindparam("uid"))
 _DIGEST = update(instance).where(instance.c.id == bindparam("job_id")).values(pixel_digest=bindparam("pixel_digest"))
-_WRITTEN = ("state", "outcome", "reason", "detail", "class_index", "probabilities", "cam_max", "engine")
+_PREDICTED = ("class_index", "probabilities", "cam_max", "engine")
+_WRITTEN = ("state", "outcome", "reason", "detail", *_PREDICTED)
 _FINISH = (
     update(job)
     .where(job.c.id == bindparam("job_id"), job.c.lease_owner == bindparam("owner"), job.c.state == CLAIMED)
@@ -183,14 +185,15 @@ class Queue:
                 row |= _header_columns(item.header)
                 c.execute(_TOUCH_STUDY, {"study_instance_uid": row["study_instance_uid"], "last_received_at": now})
             state = {"state": REPORTED if item.rejection else RECEIVED, **rejection_columns(item.rejection)}
-            self._insert(c, row, state)
+            job_id = self._insert(c, row, state)
             if item.rejection:
-                self._audit_outcome(c, item.path, None, item.rejection.reason.outcome, item.rejection)
+                why = item.rejection
+                self._audit_outcome(c, job_id, item.path, None, why.reason.outcome, why, location=item.location)
             elif h := item.header:
                 ledger.append(
                     c, "scanned", actor=self._actor, study_instance_uid=h.study_instance_uid,
                     sop_instance_uid=h.sop_instance_uid, patient_id=h.patient_id, accession_number=h.accession_number,
-                    path=item.path,
+                    job=job_id, path=item.path, location=item.location, **_named(h),
                 )  # fmt: skip
 
     def receive(self, c: Connection, received: Sequence[ReceivedInstance]) -> list[Receipt]:
@@ -200,15 +203,17 @@ class Queue:
     def _receive_one(self, c: Connection, r: ReceivedInstance) -> Receipt:
         same = {row.sha256: row.path for row in c.execute(_SAME_UID, {"uid": r.sop_instance_uid})}
         receipt = Receipt.DUPLICATE if r.sha256 in same else Receipt.CONFLICT if same else Receipt.NEW
+        added = {} if receipt is Receipt.DUPLICATE else self._add_received(c, r)
         ledger.append(
             c, "received", actor=self._actor, study_instance_uid=r.study_instance_uid,
             sop_instance_uid=r.sop_instance_uid, ae_title=r.peer.calling_aet, patient_id=r.patient_id,
             accession_number=r.accession_number, outcome=receipt.value, sha256=r.sha256, size_bytes=r.size_bytes,
-            called_aet=r.peer.called_aet, host=r.peer.host, path=r.path.as_posix(),
+            called_aet=r.peer.called_aet, host=r.peer.host, path=r.path.as_posix(), **added,
         )  # fmt: skip
-        if receipt is Receipt.DUPLICATE:
-            return receipt
-        study_uid = r.study_instance_uid
+        return receipt
+
+    def _add_received(self, c: Connection, r: ReceivedInstance) -> dict[str, Any]:
+        """Its row and its job; what the record says of them beside what it says of every receipt."""
         row = {
             "path": r.path.as_posix(),
             "location": {"container": r.path.as_posix(), "kind": "file", "offset": 0},
@@ -221,13 +226,16 @@ class Queue:
             "host": r.peer.host,
             "received_at": r.received_at,
         }
-        self._insert(c, row, {"state": RECEIVED, "priority": STAT if r.stat else ROUTINE})
-        c.execute(_TOUCH_STUDY, {"study_instance_uid": study_uid, "last_received_at": r.received_at})
-        return receipt
+        priority = STAT if r.stat else ROUTINE
+        job_id = self._insert(c, row, {"state": RECEIVED, "priority": priority})
+        c.execute(_TOUCH_STUDY, {"study_instance_uid": r.study_instance_uid, "last_received_at": r.received_at})
+        syntax = {"transfer_syntax_uid": r.transfer_syntax_uid}
+        return {"job": job_id, "priority": priority, "received_at": r.received_at, **syntax, **_named(r)}
 
-    def _insert(self, c: Connection, row: dict[str, Any], state: dict[str, Any]) -> None:
-        row_id = c.execute(_INSERT_INSTANCE, row).inserted_primary_key[0]  # type: ignore[index]
-        c.execute(_INSERT_JOB, {"id": row_id, "study_instance_uid": row.get("study_instance_uid"), **state})
+    def _insert(self, c: Connection, row: dict[str, Any], state: dict[str, Any]) -> int:
+        job_id: int = c.execute(_INSERT_INSTANCE, row).inserted_primary_key[0]  # type: ignore[index]
+        c.execute(_INSERT_JOB, {"id": job_id, "study_instance_uid": row.get("study_instance_uid"), **state})
+        return job_id
 
     # -- claims
 
@@ -349,16 +357,18 @@ class Queue:
         if finding.capture:
             source = (finding.job.sop_instance_uid, finding.pixel_digest)
             add_result(c, finding.capture, actor=self._actor, instance_id=finding.job.id, sources=[source])
+        said = {k: columns[k] for k in _PREDICTED}
         self._audit_outcome(
-            c, finding.job.path, finding.job.study_instance_uid, finding.outcome, finding.rejection or finding.note,
-            sop_instance_uid=finding.job.sop_instance_uid, pixel_digest=finding.pixel_digest,
-            probabilities=list(p.probabilities) if p else None, engine=p.engine if p else None,
+            c, finding.job.id, finding.job.path, finding.job.study_instance_uid, finding.outcome,
+            finding.rejection or finding.note, sop_instance_uid=finding.job.sop_instance_uid,
+            pixel_digest=finding.pixel_digest, **said,
         )  # fmt: skip
         return True
 
     def _audit_outcome(
         self,
         c: Connection,
+        job_id: int,
         path: str,
         study_uid: str | None,
         outcome: Outcome,
@@ -368,8 +378,8 @@ class Queue:
         reason = {"reason": why.reason.value, "why": storable(why.detail)} if why else {}
         known = {k: v for k, v in detail.items() if v is not None}
         ledger.append(
-            c, outcome.value, actor=self._actor, study_instance_uid=study_uid, outcome=outcome.value, path=path,
-            **reason, **known,
+            c, outcome.value, actor=self._actor, study_instance_uid=study_uid, outcome=outcome.value, job=job_id,
+            path=path, **reason, **known,
         )  # fmt: skip
 
     # -- by hand
@@ -408,12 +418,14 @@ class Queue:
 
     def _bury(self, c: Connection, job_id: int, why: Rejection) -> None:
         columns = {"state": ANALYSED, "lease_owner": None, "lease_until": None, **rejection_columns(why)}
-        c.execute(update(job).where(job.c.id == job_id).values(**columns))
-        named = (instance.c.path, instance.c.study_instance_uid, instance.c.sop_instance_uid)
+        of_before = dict.fromkeys(_PREDICTED)  # what an earlier analysis said stands for this image no more
+        c.execute(update(job).where(job.c.id == job_id).values(**columns, **of_before))
+        named = (instance.c.path, instance.c.study_instance_uid, instance.c.sop_instance_uid, instance.c.pixel_digest)
         row = c.execute(select(*named).where(instance.c.id == job_id)).one()
         self._audit_outcome(
-            c, row.path, row.study_instance_uid, Outcome.FAILED, why, sop_instance_uid=row.sop_instance_uid
-        )
+            c, job_id, row.path, row.study_instance_uid, Outcome.FAILED, why, sop_instance_uid=row.sop_instance_uid,
+            pixel_digest=row.pixel_digest,
+        )  # fmt: skip
 
     # -- settings
 
@@ -438,6 +450,15 @@ def rejection_columns(rejection: Rejection | None) -> dict[str, Any]:
 def storable(text: str) -> str:
     """Text from outside as every database holds it: no NUL, and bytes that are no UTF-8 as escapes."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _named(header: Any) -> dict[str, str]:
+    """What the ledger says of an instance beside study, UID and patient; the digest is of `instance.header`."""
+    return {
+        "series_instance_uid": header.series_instance_uid,
+        "sop_class_uid": header.sop_class_uid,
+        "header_sha256": sha256(header.kept).hexdigest(),
+    }
 
 
 def _header_columns(header: Any) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Studies:
             if report.sr:
                 sources = [study.sources[place] for place in report.images]
                 add_result(
-                    c, report.sr, actor=self._actor, predecessor_uid=report.predecessor_uid, sources=sources
+                    c, report.sr, actor=self._actor, predecessor_uid=report.predecessor_uid, sources=sources, jobs=ids
                 )  # fmt: skip
                 _set(c, ids, true(), {"report_uid": report.sr.sop_instance_uid})
             elif report.held_back:
@@ -150,7 +150,7 @@ class Studies:
                 self._fail(c, uid, ids, report.held_back)
         if len(reports) > 1:
             self._flag_patients(c, study, len(reports))
-        _close(c, study)
+        self._close(c, study)
         captures = c.execute(_CAPTURES, {"study": uid})
         return [
             *(r.sr.sop_instance_uid for r in reports if r.sr),
@@ -164,31 +164,41 @@ class Studies:
 
     def _fail(self, c: Connection, uid: str, ids: Sequence[int], why: Rejection) -> None:
         open_ = (job.c.state == ANALYSED) & (job.c.outcome != Outcome.FAILED.value)  # no report has told of it yet
-        _set(c, ids, open_, rejection_columns(why))
+        columns = rejection_columns(why)
+        failed = _set(c, ids, open_, columns)
         ledger.append(
-            c, "report_failed", actor=self._actor, study_instance_uid=uid, outcome=Outcome.FAILED.value, why=why.text
-        )
+            c, "report_failed", actor=self._actor, study_instance_uid=uid, outcome=Outcome.FAILED.value, why=why.text,
+            jobs=failed, reason=columns["reason"], detail=columns["detail"],
+        )  # fmt: skip
 
     def _flag_patients(self, c: Connection, study: Study, patients: int) -> None:
         """The rows and the ledger say that the study holds several patients, for somebody has to put it right."""
         why = Rejection(reason=Reason.SEVERAL_PATIENTS, detail=f"{patients} patients, a report each")
         unflagged = (job.c.outcome == Outcome.ANALYSED.value) & job.c.reason.is_(None)
-        _set(c, study.image_ids, unflagged, {"reason": why.reason.value, "detail": why.detail})
+        flagged = _set(c, study.image_ids, unflagged, {"reason": why.reason.value, "detail": why.detail})
         ledger.append(
-            c, why.reason.value, actor=self._actor, study_instance_uid=study.study_instance_uid, patients=patients
-        )
+            c, why.reason.value, actor=self._actor, study_instance_uid=study.study_instance_uid, patients=patients,
+            jobs=flagged, detail=why.detail,
+        )  # fmt: skip
+
+    def _close(self, c: Connection, study: Study) -> None:
+        """On record, for a study without a report is closed too."""
+        if closed := _set(c, study.job_ids, job.c.state == ANALYSED, {"state": REPORTED}):
+            ledger.append(
+                c, "study_reported", actor=self._actor, study_instance_uid=study.study_instance_uid, jobs=closed
+            )
 
     def _release(self, c: Connection, uid: str, owner: str) -> bool:
         return c.execute(_RELEASE, {"study": uid, "owner": owner}).rowcount == 1
 
 
-def _close(c: Connection, study: Study) -> None:
-    _set(c, study.job_ids, job.c.state == ANALYSED, {"state": REPORTED})
-
-
-def _set(c: Connection, ids: Sequence[int], condition: ColumnElement[bool], values: dict[str, Any]) -> None:
+def _set(c: Connection, ids: Sequence[int], condition: ColumnElement[bool], values: dict[str, Any]) -> list[int]:
+    """Returns the jobs that it was true of, and that were changed."""
+    changed: list[int] = []
     for some in chunks(ids):
-        c.execute(update(job).where(job.c.id.in_(some) & condition).values(**values))
+        these = update(job).where(job.c.id.in_(some) & condition).values(**values)
+        changed += c.execute(these.returning(job.c.id)).scalars()
+    return sorted(changed)
 
 
 def _stored_image(row: Row[Any]) -> StoredImage:

@@ -13,6 +13,7 @@ from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
 from cxrnode.store.schema import instance
 from cxrnode.store.studies import Studies
+from tests.support.audit import faults
 from tests.support.postgres import Postgres
 from tests.support.processes import PROCESSES, at_once
 from tests.support.store import NOW, analysed, claim, item, lease, received
@@ -33,7 +34,7 @@ def test_appends_from_several_processes_are_one_chain(database: Database, where:
     sequences = at_once(append, where)
     assert sorted(s for sequence in sequences for s in sequence) == list(range(1, RECORDS * PROCESSES + 1))
     with database.begin() as c:
-        assert ledger.first_broken(c) is None
+        assert faults(c) == []
 
 
 def claim_all(where: Path | str, number: int) -> list[int]:
@@ -80,7 +81,7 @@ def do_everything(where: Path | str, number: int) -> None:
 def test_stages_that_meet_wait_for_each_other_and_never_deadlock(database: Database, where: Path | str) -> None:
     at_once(do_everything, where)
     with database.begin() as c:
-        assert ledger.first_broken(c) is None
+        assert faults(c) == []
         assert c.execute(select(func.count()).select_from(instance)).scalar_one() == 3 * ROUNDS * PROCESSES
 
 

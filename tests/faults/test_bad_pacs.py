@@ -19,6 +19,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import PENDING, SENT, Outbox
 from cxrnode.types import Destination
+from tests.support.audit import faults
 from tests.support.faulty_pacs import AET, faulty_pacs, wait_for
 from tests.support.flaky_proxy import flaky_proxy
 from tests.support.orthanc import AET as ORTHANC
@@ -49,7 +50,7 @@ def delivering(database: Database, root: Path, *destinations: Destination) -> It
 
 def delivered(database: Database) -> list[object]:
     with database.begin() as c:
-        assert ledger.first_broken(c) is None
+        assert faults(c) == []
         return [e.sop_instance_uid for e in ledger.events(c) if e.kind == "delivered"]
 
 

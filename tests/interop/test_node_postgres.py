@@ -16,6 +16,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.schema import delivery
 from tests.interop.conftest import require
+from tests.support.audit import faults
 from tests.support.awaiting import ONE_SET, await_true, film, results_of
 from tests.support.node import Node
 from tests.support.orthanc import AET, free_port, missing_orthanc, running_orthanc
@@ -61,7 +62,7 @@ def test_three_stages_on_one_server(postgres: Postgres, tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(timeout=30) for process in stages] == [0, 0, 0], node.log[-3000:]
         with database.begin(shared=True) as c:
-            assert ledger.first_broken(c) is None
+            assert faults(c) == []
             actors = {e.actor for e in ledger.events(c)}
             stopped = [e.actor for e in ledger.events(c) if e.kind == "stage_stopped"]
     assert actors == {*STAGES}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from cxrnode.audit.record import record_model
+from cxrnode.audit.state import verify_store
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Finding, Queue
@@ -44,3 +47,11 @@ def lived(where: Path | str) -> Database:
         for d in outbox.claim(c, "pacs", lease(), limit=9):
             outbox.sent(c, d, owner="a", now=NOW, status="0x0000")
     return database
+
+
+def faults(c: Connection) -> list[str]:
+    """What `audit verify` would say of this store: of its chain, its triggers, and its rows beside their records."""
+    found = verify_store(c, {}, most=20)
+    if found.compared is None:
+        return [f"broken at record {found.verdict.broken}: {found.verdict.why}"]
+    return [*found.missing_triggers, *map(str, found.compared.first)]
