@@ -139,10 +139,10 @@ def _zone(lead: Header) -> timezone | None:
     if len(text) != 5 or text[0] not in "+-" or not text[1:].isdigit() or text == "-0000":
         return None
     hours, minutes = int(text[1:3]), int(text[3:])
-    if minutes > 59 or not -12 <= (hours if text[0] == "+" else -hours) <= 14:
+    delta = timedelta(hours=hours, minutes=minutes) * (1 if text[0] == "+" else -1)
+    if minutes > 59 or not timedelta(hours=-12) <= delta <= timedelta(hours=14):  # the VR's range (PS3.5 section 6.2)
         return None
-    delta = timedelta(hours=hours, minutes=minutes)
-    return timezone(delta if text[0] == "+" else -delta)
+    return timezone(delta)
 
 
 def set_frame_of_reference(ds: Dataset, images: Sequence[ImageResult]) -> None:

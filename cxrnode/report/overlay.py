@@ -109,7 +109,7 @@ def _heat(cam: FloatArray, layout: Layout, top_of_scale: float) -> ByteArray:
     scaled = cv2.resize(cam / np.float32(top_of_scale), (64, 64), interpolation=cv2.INTER_CUBIC)
     levels = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     size = (layout.image_width, layout.image_height)
-    return np.asarray(cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(levels, size), np.uint8)
 
 
 def _blend(picture: ByteArray, heat: ByteArray) -> ByteArray:
