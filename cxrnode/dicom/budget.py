@@ -24,4 +24,4 @@ class Budget:
 
 
 HEADER = Budget()
-COMMITMENT = Budget(kept=50_000, kept_bytes=1 << 22)  # ten thousand references
+COMMITMENT = Budget(elements=600_000, kept_bytes=1 << 24)  # a hundred thousand references

@@ -12,17 +12,13 @@ from pydicom import uid as uids
 from cxrnode.dicom import budget
 from cxrnode.dicom.dimse import N_ACTION_RQ, Command
 from cxrnode.dicom.flat import FlatReader, Stream
-from cxrnode.dicom.needed import tags
 from cxrnode.dicom.negotiation import Context
-from cxrnode.dicom.read import settle
+from cxrnode.dicom.references import References, read_references
 from cxrnode.dicom.status import INVALID_ARGUMENT, INVALID_SOP_INSTANCE, NO_SUCH_ACTION, NO_SUCH_EVENT_TYPE
-from cxrnode.dicom.uids import is_valid_uid
-from cxrnode.dicom.verbatim import DAMAGE
 from cxrnode.errors import Rejected
-from cxrnode.types import Peer, Reference
+from cxrnode.types import Peer, Reason, Reference
 
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
-_WANTED = tags("TransactionUID", "ReferencedSOPSequence", "FailedSOPSequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +66,7 @@ class CommitmentOperation:
             return NO_SUCH_ACTION if action else NO_SUCH_EVENT_TYPE
         try:
             asked = self._request() if action else self._report()
-        except (*DAMAGE, Rejected):  # no data set, or one that does not hold what it must
+        except Rejected:  # no data set, or one that does not hold what it must
             return INVALID_ARGUMENT
         return self._requested(asked) if isinstance(asked, CommitmentRequest) else self._reported(asked)
 
@@ -78,31 +74,28 @@ class CommitmentOperation:
         self._raw.clear()
 
     def _request(self) -> CommitmentRequest:
-        ds = self._parse()
-        instances = tuple(_reference(item) for item in ds.ReferencedSOPSequence)
-        if not instances:
-            raise ValueError("nothing to commit to")
-        return CommitmentRequest(peer=self._peer, transaction_uid=_valid(ds.TransactionUID), instances=instances)
+        found = self._parse()
+        if not found.referenced:
+            raise Rejected(Reason.UNREADABLE_FILE, "nothing to commit to")
+        return CommitmentRequest(
+            peer=self._peer, transaction_uid=found.transaction_uid, instances=tuple(found.referenced)
+        )
 
     def _report(self) -> CommitmentReport:
-        ds = self._parse()
-        failed = tuple((_reference(item), int(item.FailureReason)) for item in ds.get("FailedSOPSequence") or ())
-        committed = tuple(_reference(item) for item in ds.get("ReferencedSOPSequence") or ())
-        if not committed and not failed:
-            raise ValueError("nothing is reported")
+        found = self._parse()
+        if not found.referenced and not found.failed:
+            raise Rejected(Reason.UNREADABLE_FILE, "nothing is reported")
         return CommitmentReport(
-            peer=self._peer, transaction_uid=_valid(ds.TransactionUID), committed=committed, failed=failed
+            peer=self._peer, transaction_uid=found.transaction_uid, committed=tuple(found.referenced),
+            failed=tuple(found.failed),
         )  # fmt: skip
 
-    def _parse(self) -> Dataset:
+    def _parse(self) -> References:
         if len(self._raw) > budget.COMMITMENT.kept_bytes:
-            raise ValueError("too large")
-        stream = Stream(BytesIO(self._raw))
+            raise Rejected(Reason.TOO_LARGE, "more references than are taken in one request")
         implicit = self._syntax == uids.ImplicitVRLittleEndian
-        reader = FlatReader(stream, implicit=implicit, little=True, most=budget.COMMITMENT)
-        ds, _ = reader.header(_WANTED, stop=0xFFFEE000)
-        settle(ds)
-        return ds
+        stream = Stream(BytesIO(self._raw))
+        return read_references(FlatReader(stream, implicit=implicit, little=True, most=budget.COMMITMENT))
 
 
 def references(instances: Iterable[Reference]) -> list[Dataset]:
@@ -113,13 +106,3 @@ def references(instances: Iterable[Reference]) -> list[Dataset]:
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
         items.append(item)
     return items
-
-
-def _reference(item: Dataset) -> Reference:
-    return _valid(item.ReferencedSOPClassUID), _valid(item.ReferencedSOPInstanceUID)
-
-
-def _valid(uid: object) -> str:
-    if not is_valid_uid(uid):
-        raise ValueError("not a UID")
-    return str(uid)

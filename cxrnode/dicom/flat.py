@@ -31,7 +31,7 @@ SHORT_VRS = frozenset(
 )  # fmt: skip
 LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _BINARY = frozenset({"AT", "FD", "FL", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "UL", "UN", "US", "UV"})
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _CHARACTER_SET = 0x00080005
 _DEFAULT_CHARACTERS = ["iso8859"]  # pydicom's
 _CHUNK = 1 << 16  # bytes: holds nearly every header
@@ -167,7 +167,7 @@ class FlatReader:
             if tag >= stop:
                 break
             if tag not in wanted:
-                self._pass_over(vr, length)
+                self.pass_over(vr, length)
                 continue
             element = self._element(self.stream, head, self.implicit, characters, 0)
             if element is not None:
@@ -179,7 +179,7 @@ class FlatReader:
     def pass_to_end(self, head: Head | None) -> None:
         """From an element whose head was read on: raises Rejected(TRUNCATED) where one is shorter than it says."""
         while head:
-            self._pass_over(*head[1:])
+            self.pass_over(*head[1:])
             head = self.next()
 
     def next(self, *, within: Stream | None = None, implicit: bool | None = None) -> Head | None:
@@ -210,7 +210,7 @@ class FlatReader:
         stream.forward(size)
         return group << 16 | number, vr, length
 
-    def _pass_over(self, vr: bytes, length: int) -> None:
+    def pass_over(self, vr: bytes, length: int) -> None:
         """Past the value whose head was read. What has no length is entered: one loop sees every level."""
         if length != UNDEFINED:
             self.stream.skip(length)
@@ -221,7 +221,7 @@ class FlatReader:
             if head is None:
                 raise _cut_short()
             tag, vr, length = head
-            if tag in (_ITEM_END, _SEQUENCE_END):
+            if tag in (ITEM_END, SEQUENCE_END):
                 depth -= 1
                 unknown_at = -1 if depth <= unknown_at else unknown_at
             elif length == UNDEFINED:
@@ -265,10 +265,10 @@ class FlatReader:
             head = self.next(within=stream, implicit=True)
             if head is None and delimited:
                 raise _cut_short()
-            if head is None or head[0] == _SEQUENCE_END:
+            if head is None or head[0] == SEQUENCE_END:
                 return items
             tag, _, length = head
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise Rejected(Reason.UNREADABLE_FILE, "the data set is damaged: a sequence holds no items")
             self._keep(1)
             inner, open_ended = stream, length == UNDEFINED
@@ -282,7 +282,7 @@ class FlatReader:
         found: dict[BaseTag, DataElement | RawDataElement] = {}
         while head := self.next(within=stream, implicit=implicit):
             tag = head[0]
-            if tag == _ITEM_END:
+            if tag == ITEM_END:
                 break
             element = self._element(stream, head, implicit, characters, depth)
             if element is None or tag >> 16 & 1:  # private

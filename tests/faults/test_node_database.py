@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,3 +68,28 @@ def test_sqlite_is_locked_by_another_process_while_studies_come(tmp_path: Path) 
         assert node.send(film(tmp_path, 2)) == [0]
         await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
         assert node.stop() == 0
+
+
+def waiting_since(node: Node) -> float:
+    page = node.http("/metrics").decode()
+    (line,) = [x for x in page.splitlines() if x.startswith("cxrnode_receive_unanswered_since_seconds ")]
+    return float(line.split()[1])
+
+
+def test_an_instance_that_waits_for_its_answer_makes_the_node_unready(tmp_path: Path) -> None:
+    node = Node(folder=tmp_path / "node")
+    with running_node(node), ThreadPoolExecutor(1) as peer:
+        intake = node.stages()["intake"]
+        with locked(node.data_dir / "ledger.sqlite"):
+            answer = peer.submit(node.send, film(tmp_path, 1))
+            await_true(lambda: [*node.data_dir.glob("spool/*/*.dcm")], lambda: node.log[-3000:], every_s=0.01)
+            intake.suspend()  # with the instance in hand: a stage that hangs says nothing more
+        try:
+            await_true(lambda: "answers" in node.readiness()["reasons"], lambda: str(node.readiness()))
+            assert not node.readiness()["ready"]
+            assert waiting_since(node) > 0
+        finally:
+            intake.resume()
+        assert answer.result(timeout=120) in ([0], [OUT_OF_RESOURCES])
+        await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
+        assert waiting_since(node) == 0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydicom.uid import ImplicitVRLittleEndian
 from sqlalchemy import update
 
 from cxrnode.commit import CommitmentAnswers
+from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE
+from cxrnode.dicom.negotiation import COMMITMENT
 from cxrnode.errors import StoreAwayError
 from cxrnode.loops import running
 from cxrnode.store import ledger
@@ -20,7 +25,7 @@ from cxrnode.store.schema import commitment_request
 from cxrnode.types import Destination
 from tests.support.awaiting import await_true
 from tests.support.orthanc import free_port
-from tests.support.receiving import Node, running_node
+from tests.support.receiving import Node, associate_rq, command, p_data, running_node
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 HOST = "127.0.0.1"
@@ -129,3 +134,32 @@ def test_a_hundred_thousand_instances(database: Database, tmp_path: Path, peer: 
     (report,) = peer.commit_reports
     assert len(report.failed) == 100_000
     assert not report.committed
+
+
+def element(number: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 8, number, len(value)) + value
+
+
+def test_a_hundred_thousand_instances_are_asked_for_in_one_request(tmp_path: Path) -> None:
+    asked = [(CR, f"1.2.3.{n:07d}1") for n in range(100_000)]
+    items = [element(0x1150, CR.encode() + b"\0") + element(0x1155, uid.encode()) for _, uid in asked]
+    sequence = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in items)
+    data = element(0x1195, b"2.25.1") + element(0x1199, sequence)
+    uid = COMMITMENT.encode()
+    n_action = command(
+        {0x0003: uid, 0x0100: b"\x30\x01", 0x0110: b"\1\0", 0x0800: b"\0\0", 0x1001: PUSH_MODEL_INSTANCE.encode(),
+         0x1008: b"\1\0"}
+    )  # fmt: skip
+    with (
+        running_node(tmp_path / "node", idle_timeout_s=600.0) as node,
+        socket.create_connection((HOST, node.port), 600) as raw,
+    ):
+        raw.sendall(associate_rq((1, COMMITMENT, ImplicitVRLittleEndian)))
+        raw.recv(1 << 16)
+        raw.sendall(p_data(1, 3, n_action))
+        for at in range(0, len(data), 1 << 16):
+            raw.sendall(p_data(1, 2 * (at + (1 << 16) >= len(data)), data[at : at + (1 << 16)]))
+        answer = raw.recv(1 << 16)
+    assert struct.pack("<HHLH", 0, 0x0900, 2, 0) in answer  # Status: success
+    (request,) = node.commit_requests
+    assert (request.transaction_uid, list(request.instances)) == ("2.25.1", asked)
