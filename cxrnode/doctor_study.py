@@ -41,7 +41,7 @@ def write_study(folder: Path, bundle: Bundle) -> list[ResultObject]:
     )
     context = ReportContext(bundle=bundle, analysed_at=_AT, software_version=__version__)
     report = build_sr([source], context)
-    check_result(report, [source])
+    check_result(report, [source], bundle)
     return [_write(folder, image, Kind.CAPTURE), _write(folder, report, Kind.SR)]
 
 

@@ -210,7 +210,7 @@ def _write(
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     data = encode(ds)
     try:
-        check_result(decode_result(data), images)  # what leaves is what is checked
+        check_result(decode_result(data), images, context.bundle)  # what leaves is what is checked
     except ResultError:
         write_atomic(output.quarantine_path(uid), data)
         raise

@@ -10,21 +10,21 @@ from collections.abc import Iterator, Sequence
 
 from pydicom import Dataset
 
-from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME
 from cxrnode.dicom.needed import tags
 from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.dicom.verbatim import verbatim
 from cxrnode.errors import ResultError
-from cxrnode.report.capture import SECONDARY_CAPTURE
 from cxrnode.report.check_capture import capture_findings
+from cxrnode.report.check_content import in_reading_order
 from cxrnode.report.check_sr import sr_findings
-from cxrnode.report.common import lead_of
-from cxrnode.report.encode import encode
+from cxrnode.report.check_tree import codes_of
 from cxrnode.report.source import Header
-from cxrnode.report.sr import COMPREHENSIVE_3D_SR
 from cxrnode.types import ImageResult
+from engines.bundle import Bundle
 
-__all__ = ["check_result", "encode"]
+_COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"  # PS3.4 annex B.5
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_PROCESSING_EQUIPMENT = ("109102", "DCM", "Processing Equipment")  # CID 7005
 TYPE_2 = (  # of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1)
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
     "StudyID", "AccessionNumber",
@@ -41,27 +41,31 @@ _FILLED = (
 )  # fmt: skip
 
 
-def check_result(ds: Dataset, images: Sequence[ImageResult]) -> None:
-    """Check a report or a capture against the images it speaks of. Raises ResultError that lists every finding."""
-    findings = [*_common_findings(ds, images)]
+def check_result(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> None:
+    """Check a report or a capture against the images it speaks of and the bundle that answered for them.
+
+    Raises ResultError that lists every finding.
+    """
+    if not images:
+        raise ResultError("no images to check against")
+    findings = [*_common_findings(ds, images, bundle)]
     sop_class = ds.get("SOPClassUID")
-    if sop_class == COMPREHENSIVE_3D_SR:
-        findings += sr_findings(ds, images)
-    elif sop_class == SECONDARY_CAPTURE:
-        findings += capture_findings(ds, images)
+    if sop_class == _COMPREHENSIVE_3D_SR:
+        findings += sr_findings(ds, images, bundle)
+    elif sop_class == _SECONDARY_CAPTURE:
+        findings += capture_findings(ds, images, bundle)
     else:
         findings.append(f"SOP Class UID {sop_class} is no result's")
     if findings:
         raise ResultError(f"result {ds.get('SOPInstanceUID')} failed its checks: " + "; ".join(findings))
 
 
-def _common_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
-    if not images:
-        yield "no images to check against"
-        return
+def _common_findings(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> Iterator[str]:
     yield from _identity_findings(ds, [Header(i.source) for i in images])
-    yield from _inheritance_findings(ds, lead_of(images).source)
-    yield from _equipment_findings(ds)
+    ordered = in_reading_order(images)
+    lead = next((image for image in ordered if image.prediction), ordered[0])
+    yield from _inheritance_findings(ds, lead.source)
+    yield from _equipment_findings(ds, bundle)
 
 
 def _identity_findings(ds: Dataset, sources: Sequence[Header]) -> Iterator[str]:
@@ -92,12 +96,24 @@ def _bytes(ds: Dataset, keyword: str) -> object:
     return (element.VR, element.value) if element is not None and len(element.value) else None
 
 
-def _equipment_findings(ds: Dataset) -> Iterator[str]:
-    if ds.get("Manufacturer") != MANUFACTURER or ds.get("ManufacturerModelName") != MODEL_NAME:
+def _equipment_findings(ds: Dataset, bundle: Bundle) -> Iterator[str]:
+    """The node made it (its loop guard knows its own objects by that), with this bundle."""
+    if ds.get("Manufacturer") != "cxrnode" or ds.get("ManufacturerModelName") != "cxrnode chest radiograph analysis":
         yield "Manufacturer or ManufacturerModelName is not the node's: its loop guard would not know the object"
     for keyword in _FILLED:
         if ds.get(keyword) in (None, ""):
             yield f"{keyword} is empty"
-    equipment = ds.get("ContributingEquipmentSequence") or []
-    if not any(is_valid_uid(item.get("DeviceUID")) for item in equipment):
+    serial = bundle.digest[:16]
+    equipment = list(ds.get("ContributingEquipmentSequence") or [])
+    if len(equipment) != 1 or not is_valid_uid(equipment[0].get("DeviceUID")):
         yield "ContributingEquipmentSequence names no model (Device UID)"
+        return
+    said = [equipment[0].get(k) for k in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")]
+    if said != ["cxrnode", bundle.name[:64], serial] or ds.get("DeviceSerialNumber") != serial:
+        yield "ContributingEquipmentSequence names another model"
+    if codes_of(equipment[0], "PurposeOfReferenceCodeSequence") != [_PROCESSING_EQUIPMENT]:
+        yield "ContributingEquipmentSequence does not say what the model did"
+    if not equipment[0].get("SoftwareVersions"):
+        yield "ContributingEquipmentSequence does not say which version"
+    if equipment[0].get("ContributionDescription") != "Analysed by a neural network. Research use only.":
+        yield "ContributionDescription does not say that it is for research use only"

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from cxrnode.dicom.header import report_header
 from cxrnode.dicom.text import text_of
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import COPIED, check_result
+from cxrnode.report.check import COPIED
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult
@@ -21,7 +21,7 @@ from tests.support import validators as v
 from tests.support.bundles import make_bundle, private_labels
 from tests.support.make_dicom import chest, to_bytes
 from tests.support.orthanc import Orthanc
-from tests.support.results import SCENARIOS, analysed, cam, context, header, preview
+from tests.support.results import SCENARIOS, analysed, cam, check, context, header, preview
 
 pytestmark = pytest.mark.interop
 
@@ -47,7 +47,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _write(path: Path, images: list[ImageResult]) -> Path:
     ds = build_sr(images, context())
-    check_result(ds, images)
+    check(ds, images)
     path.write_bytes(encode(ds))
     return path
 
@@ -123,7 +123,7 @@ def test_a_pacs_keeps_the_report_in_the_sources_study(orthanc: Orthanc, name: st
     data = encode(build_sr(images, context()))
     sent = dcmread(BytesIO(data))
     stored = orthanc.upload(data)
-    check_result(decode(orthanc.get(f"/instances/{stored['ID']}/file")), images)
+    check(decode(orthanc.get(f"/instances/{stored['ID']}/file")), images)
     assert stored["ParentStudy"] in orthanc.find(
         "Study", StudyInstanceUID=text_of(images[0].source, "StudyInstanceUID")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydicom.uid import CTImageStorage
 
 from cxrnode.dicom.header import report_header
 from cxrnode.dicom.verbatim import verbatim
+from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
 from cxrnode.types import ByteArray, FloatArray, ImageResult, Prediction, Reason, Rejection
 from engines.bundle import Bundle
@@ -29,6 +30,11 @@ LATE_AT = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def context(bundle: Bundle | None = None, at: datetime = AT) -> ReportContext:
     return ReportContext(bundle=bundle or make_bundle(), analysed_at=at, software_version="0.1.0")
+
+
+def check(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle | None = None) -> None:
+    """The node's own checker. Raises ResultError."""
+    check_result(ds, images, bundle or make_bundle())
 
 
 def header(raw: dict[str, tuple[str, bytes]] | None = None, **how: Any) -> Dataset:

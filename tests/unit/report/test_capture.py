@@ -12,13 +12,12 @@ from pydicom import dcmread
 from cxrnode.errors import ResultError
 from cxrnode.report import overlay
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result
 from cxrnode.report.context import map_reference
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.overlay import Layout, draw_overlay
 from cxrnode.types import ByteArray, FloatArray
 from tests.support.bundles import make_bundle
-from tests.support.results import LATE_AT, SCENARIOS, analysed, cam, context, header, preview, rejected
+from tests.support.results import LATE_AT, SCENARIOS, analysed, cam, check, context, header, preview, rejected
 
 NO_MAP = np.zeros((5, 5), np.float32)
 
@@ -93,9 +92,9 @@ def test_a_bundle_that_states_no_reference_scales_by_the_image() -> None:
 def test_every_capture_passes_the_checker_and_survives_its_file(name: str) -> None:
     image = next(i for i in SCENARIOS[name]() if i.prediction is not None)
     ds = build_capture(image, preview(), cam(), context())
-    check_result(ds, [image])
+    check(ds, [image])
     data = encode(ds)
-    check_result(decode(data), [image])
+    check(decode(data), [image])
     again = dcmread(BytesIO(data))
     assert encode(build_capture(image, preview(), cam(), context())) == data
     assert again.pixel_array.shape == (ds.Rows, ds.Columns, 3)
@@ -111,7 +110,7 @@ def test_the_file_meta_is_complete() -> None:
 def test_an_odd_number_of_pixel_bytes_is_padded() -> None:
     ds = build_capture(analysed(), preview(), cam(), context(), long_side=1023)
     assert len(ds.PixelData) % 2 == 0
-    check_result(ds, [analysed()])
+    check(ds, [analysed()])
 
 
 @pytest.mark.parametrize("lie", [["L", "F"], ["R", "H"], ["FR", "L"]])
@@ -122,7 +121,7 @@ def test_the_orientation_is_that_of_the_upright_picture_where_the_source_states_
     turned = {"L": "", "R": "turned upright from R, H", "FR": "turned upright from F, L"}[lie[0]]
     assert turned in ds.DerivationDescription
     assert ("turned" in ds.DerivationDescription) == bool(turned)
-    check_result(ds, [image])
+    check(ds, [image])
 
 
 def test_no_orientation_is_stated_that_the_source_does_not_state() -> None:
@@ -132,7 +131,7 @@ def test_no_orientation_is_stated_that_the_source_does_not_state() -> None:
 
 def test_an_instance_number_of_zero_is_a_number() -> None:
     image = analysed(header(overrides={"InstanceNumber": 0}))
-    check_result(build_capture(image, preview(), cam(), context()), [image])
+    check(build_capture(image, preview(), cam(), context()), [image])
 
 
 def test_only_the_causes_shape_the_uid() -> None:

@@ -10,10 +10,10 @@ from pydicom.datadict import dictionary_VR
 from cxrnode.dicom.needed import KEPT
 from cxrnode.errors import ResultError
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import COPIED, check_result
+from cxrnode.report.check import COPIED
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
-from tests.support.results import analysed, cam, context, header, preview
+from tests.support.results import analysed, cam, check, context, header, preview
 
 VRS = ("PN", "LO", "DA", "TM", "UN", "SQ", "IS", "DS", "CS", "AS", "UI", "US", "OB", "SH")
 CHARACTER_SETS = (
@@ -41,8 +41,8 @@ def test_random_text_neither_raises_nor_warns(seed: int) -> None:
     raw = {k: _text(rng, k) for k in sorted(KEPT - NEEDED) if rng.random() < 0.7}
     image = analysed(header({**raw, "SpecificCharacterSet": ("CS", rng.choice(CHARACTER_SETS))}))
     for ds in (build_sr([image], context()), build_capture(image, preview(64, 56), cam(), context(), long_side=256)):
-        check_result(ds, [image])
-        check_result(decode(encode(ds)), [image])
+        check(ds, [image])
+        check(decode(encode(ds)), [image])
 
 
 @pytest.mark.parametrize("seed", range(1, 40, 2))

@@ -8,10 +8,9 @@ import pytest
 from pydicom import Dataset
 
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult
-from tests.support.results import SCENARIOS, analysed, cam, context, header, preview, rejected
+from tests.support.results import SCENARIOS, analysed, cam, check, context, header, preview, rejected
 
 GPU, CPU = "gpu tensorrt 11.4 fp16", "cpu onnxruntime 1.31.1 fp32"
 
@@ -37,7 +36,7 @@ def engines(ds: Dataset) -> list[str]:
 def test_each_image_of_a_report_names_the_engine_that_answered_for_it(order: tuple[str, str]) -> None:
     images = [by(engine, number) for number, engine in enumerate(order)]
     ds = build_sr(images, context())
-    check_result(ds, images)
+    check(ds, images)
     assert named(ds) == [[order[0]], [order[1]]]
     assert engines(ds) == [CPU, GPU]
 
@@ -52,7 +51,7 @@ def test_an_image_that_was_not_analysed_names_none() -> None:
 
 def test_a_capture_names_the_engine_that_answered() -> None:
     ds = build_capture(by(GPU, 1), preview(), cam(), context())
-    check_result(ds, [by(GPU, 1)])
+    check(ds, [by(GPU, 1)])
     assert engines(ds) == [GPU]
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 from pydicom import Dataset
 
-from cxrnode.report.check import check_result
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult
 from tests.support.encoded import flat, parse
-from tests.support.results import analysed, context, header, rejected
+from tests.support.results import analysed, check, context, header, rejected
 
 ACCESSION, PROCEDURE_ID, TERMS, STUDY = "00080050", "00401001", "00080005", "0020000D"
 
@@ -31,7 +30,7 @@ def film(number: int, *orders: Dataset, **overrides: Any) -> Dataset:
 def requests(images: list[ImageResult]) -> list[dict[str, bytes]]:
     """The items of Referenced Request Sequence, as they are encoded."""
     data = encode(build_sr(images, context()))
-    check_result(decode(data), images)
+    check(decode(data), images)
     found: dict[str, dict[str, bytes]] = {}
     for path, _, value in flat(parse(data)):
         if path.startswith("0040A370["):

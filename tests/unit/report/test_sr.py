@@ -15,7 +15,6 @@ from pydicom.sr.codedict import codes
 from cxrnode.dicom.text import text_of
 from cxrnode.errors import ResultError
 from cxrnode.report.capture import build_capture
-from cxrnode.report.check import check_result
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult, Reason
@@ -28,6 +27,7 @@ from tests.support.results import (
     UNDETERMINED,
     analysed,
     cam,
+    check,
     context,
     header,
     preview,
@@ -55,10 +55,10 @@ def summary(ds: Dataset) -> str:
 def test_every_report_passes_the_checker_and_survives_its_file(name: str) -> None:
     images = SCENARIOS[name]()
     ds = build_sr(images, context())
-    check_result(ds, images)
+    check(ds, images)
     data = encode(ds)
     assert encode(build_sr(images, context())) == data
-    check_result(decode(data), images)
+    check(decode(data), images)
 
 
 @pytest.mark.parametrize("name", ["positive", "mixed", "shared_uid", "lateral"])
@@ -137,7 +137,7 @@ def test_no_report_speaks_of_two_patients(keyword: str) -> None:
 def test_a_report_says_that_its_study_holds_other_patients() -> None:
     images = [analysed()]
     ds = build_sr(images, context(), alone=False)
-    check_result(ds, images)
+    check(ds, images)
     assert "CAUTION: other images of this study carry another patient" in summary(ds)
     assert ds.SOPInstanceUID != build_sr(images, context()).SOPInstanceUID
 
@@ -213,7 +213,7 @@ def test_codes_come_from_the_bundle() -> None:
     bundle = make_bundle(labels=private_labels())
     images = [analysed()]
     ds = decode(encode(build_sr(images, context(bundle))))
-    check_result(ds, images)
+    check(ds, images, bundle)
     (group,) = groups(ds)
     assert named(group, "Finding")[0].ConceptCodeSequence[0].CodingSchemeDesignator == "99SITE"
     assert named(group, "Virale Lungenentzundung")[0].ConceptNameCodeSequence[0].LongCodeValue.startswith("a-code")
