@@ -14,7 +14,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from cxrnode.audit.atna import Source, known, xml
+from cxrnode import metrics
+from cxrnode.audit.atna import Known, Source, known, xml
 from cxrnode.audit.syslog import SyslogConnection, SyslogError, SyslogServer, syslog_message
 from cxrnode.errors import CxrnodeError
 from cxrnode.loops import Loop
@@ -25,6 +26,7 @@ from cxrnode.store.queue import Queue
 from cxrnode.store.schema import ledger as table
 from cxrnode.types import AuditEvent
 
+_NAME = "audit messages"
 SENT = "syslog_sent"  # setting: the last record that the server confirmed
 _PAGE = 200  # records read and sent at a time
 _UNCONFIRMED = 1000  # records at most that are sent again after a failure
@@ -65,7 +67,7 @@ class Forwarder:
     def loop(self) -> Loop:
         """At its end what is on its way is confirmed; the rest waits for the next start."""
         return Loop(
-            name="audit messages", step=lambda: 0.0 if self.step() else _POLL_S, close=self._confirm,
+            name=_NAME, step=lambda: 0.0 if self.step() else _POLL_S, close=self._confirm,
             patience=self.patience, on_error=self._failed,
         )  # fmt: skip
 
@@ -90,8 +92,16 @@ class Forwarder:
             context = known(c, page) if page else None
         if context is None:
             return (), b""
-        host = self.source.host
-        return page, b"".join(syslog_message(e, xml(e, self.source, context), host=host) for e in page)
+        return page, b"".join(self._frame(event, context) for event in page)
+
+    def _frame(self, event: AuditEvent, context: Known) -> bytes:
+        """The record's message; one of which none can be made keeps no other from its way."""
+        try:
+            return syslog_message(event, xml(event, self.source, context), host=self.source.host)
+        except Exception:
+            log.exception("record %d of the ledger cannot be made an audit message: it is left out", event.seq)
+            metrics.thread_survived(_NAME)
+            return b""
 
     def _send(self, frames: bytes) -> None:
         if self._open is None:

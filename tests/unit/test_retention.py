@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.retention import Retention
@@ -285,6 +285,25 @@ def test_a_file_that_cannot_be_deleted_keeps_no_other(
         m.setattr(Path, "unlink", refuse)
         assert retention(database, tmp_path).sweep(now=LATER) == 2
     assert "Permission denied" in caplog.text
+
+
+def test_a_study_at_which_something_is_wrong_keeps_no_other(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished(database, tmp_path, study=1)
+    mine = files(tmp_path)
+    finished(database, tmp_path, study=2)
+    real = Retention._is_over
+
+    def is_over(self: Retention, c: Connection, uid: str, now: float) -> bool:
+        if uid == study_uid(1):
+            raise RuntimeError("Phantom^Chest")
+        return real(self, c, uid, now)
+
+    monkeypatch.setattr(Retention, "_is_over", is_over)
+    assert retention(database, tmp_path).sweep(now=LATER) > 0
+    assert files(tmp_path) == mine
+    assert "retention leaves a study alone" in caplog.text
 
 
 def test_what_no_row_names_is_not_touched(database: Database, tmp_path: Path) -> None:

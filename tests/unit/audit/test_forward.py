@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cxrnode.audit import atna, forward
 from cxrnode.audit.atna import Source
 from cxrnode.audit.forward import Forwarder, sent_up_to, unconfirmed_since
 from cxrnode.audit.syslog import SyslogError, SyslogServer
 from cxrnode.patience import Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
+from cxrnode.types import AuditEvent
 from tests.support import syslog
 from tests.support.audit import lived
 from tests.support.awaiting import await_true
@@ -172,3 +175,25 @@ def test_a_recovery_is_told(
         assert unconfirmed_since(c) is None
     assert len(caplog.records) == 2
     assert f"again, up to record {newest}" in caplog.records[1].getMessage()
+
+
+def test_a_record_of_which_no_message_can_be_made_keeps_no_other_from_its_way(
+    database: Database, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    real, made = atna.xml, list[int]()
+
+    def xml(event: AuditEvent, *how: Any) -> bytes:
+        if event.seq == 3:
+            raise RuntimeError("Phantom^Chest")
+        made.append(event.seq)
+        return real(event, *how)
+
+    monkeypatch.setattr(forward, "xml", xml)
+    with bad_server(authority, syslog.forgets_close_notify) as bad:
+        forwarder(database, tmp_path, bad.server(authority, timeout_s=5.0)).step()
+    with database.begin() as c:
+        assert unconfirmed_since(c) is None
+        newest = sent_up_to(c)
+    assert made == [n for n in range(1, newest + 1) if n != 3]
+    assert "record 3 of the ledger cannot be made an audit message" in caplog.text
