@@ -179,3 +179,17 @@ def test_a_node_s_ledger_by_its_configuration(out: Path, run: Run) -> None:
     (out / "cxrnode.toml").write_text('[node]\ndata_dir = "."\n[audit]\nanchor_file = "kept/anchors"\n')
     code, told, _ = run("verify", "--config", out / "cxrnode.toml")
     assert (code, "records hold, 0 anchors agree" in told) == (0, True)
+
+
+def test_an_anchor_that_somebody_changed_is_a_difference(out: Path, run: Run) -> None:
+    anchors = out / "anchors"
+    assert run("anchor", anchors, "--out", out)[0] == 0
+    kept = json.loads(anchors.read_text())
+    anchors.write_text(json.dumps(kept | {"hash": "0" * 64}) + "\n")
+    code, _, said = run("verify", "--out", out, "--anchor", anchors)
+    assert (code, f"broken at record {kept['seq']}: it is another one than its anchor says" in said) == (1, True)
+    anchors.write_text(json.dumps(kept | {"seq": kept["seq"] + 9}) + "\n")
+    code, _, said = run("verify", "--out", out, "--anchor", anchors)
+    assert (code, "the end is cut off" in said) == (1, True)
+    anchors.write_text(json.dumps(kept)[:-9])
+    assert run("verify", "--out", out, "--anchor", anchors)[0] == 2

@@ -106,11 +106,14 @@ class Lives:
 
     def settle(self, c: Connection) -> None:
         """All that waits is analysed, and its studies are reported."""
+        self.analyse_all(c)
+        self.report(c)
+
+    def analyse_all(self, c: Connection) -> None:
         self.now += 100
         while claimed := QUEUE.claim(c, lease("a", self.now), limit=9, idle=True):
             for mine in claimed:
                 QUEUE.finish(c, analysed(mine), owner="a")
-        self.report(c)
 
     def report(self, c: Connection) -> None:
         for study in STUDIES.claim(c, lease("a", self.now), quiet_s=0.0, limit=3):
@@ -200,5 +203,10 @@ _FORWARD = ["receive", "analyse", "report", "deliver"]
 
 def lived_at_random(where: Path | str, steps: int = 250, seed: int = 1) -> Database:
     database = Database(where)
-    Lives(database, seed).live(steps)
+    lives = Lives(database, seed)
+    lives.live(steps)
+    with database.begin() as c:  # some are not reported yet, some not analysed
+        lives.receive(c)
+        lives.analyse_all(c)
+        lives.receive(c)
     return database
