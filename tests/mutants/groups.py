@@ -22,8 +22,7 @@ GROUPS = {
     "retention": Group(("cxrnode/retention.py",), ("tests/unit/test_retention.py",)),
     "analyse": Group(
         ("cxrnode/analyse.py", "cxrnode/in_hand.py", "cxrnode/outcomes.py", "cxrnode/duplicates.py"),
-        ("tests/unit/test_in_hand.py", "tests/unit/test_analyse.py", "tests/unit/test_duplicates.py",
-         "tests/unit/test_batch_complete.py"),
+        ("tests/unit/test_analyse_bounds.py", "tests/unit/test_in_hand.py", "tests/unit/test_analyse.py"),
     ),
     "dicom": Group(("cxrnode/dicom/*.py",), ("tests/unit/dicom", "tests/unit/test_intake.py")),
     "report": Group(("cxrnode/report/*.py",), ("tests/unit/report",)),
