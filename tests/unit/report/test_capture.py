@@ -100,6 +100,13 @@ def test_every_capture_passes_the_checker_and_survives_its_file(name: str) -> No
     assert again.pixel_array.shape == (ds.Rows, ds.Columns, 3)
 
 
+@pytest.mark.parametrize("long_side", [256, 512])
+def test_the_picture_has_the_size_that_was_asked_for(long_side: int) -> None:
+    ds = build_capture(analysed(), preview(), cam(), context(), long_side=long_side)
+    assert max(ds.Rows, ds.Columns) == long_side
+    assert ds.Rows > ds.Columns
+
+
 def test_the_file_meta_is_complete() -> None:
     meta = dcmread(BytesIO(encode(build_capture(analysed(), preview(), cam(), context())))).file_meta
     assert meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
@@ -129,9 +136,29 @@ def test_no_orientation_is_stated_that_the_source_does_not_state() -> None:
     assert dirty.PatientOrientation is None or dirty.PatientOrientation == ""
 
 
-def test_an_instance_number_of_zero_is_a_number() -> None:
-    image = analysed(header(overrides={"InstanceNumber": 0}))
-    check(build_capture(image, preview(), cam(), context()), [image])
+@pytest.mark.parametrize(("number", "expected"), [(0, 0), (7, 7), (None, 1), (-3, -3)])
+def test_the_instance_number_is_the_source_s(number: int | None, expected: int) -> None:
+    image = analysed(header(overrides={"InstanceNumber": number}))
+    ds = build_capture(image, preview(), cam(), context())
+    check(ds, [image])
+    assert ds.InstanceNumber == expected
+
+
+def test_once_lossy_always_lossy() -> None:
+    """PS3.3 C.7.6.1.1.5; with the ratio and the method where the source says them."""
+    lossy = {
+        "LossyImageCompression": "01",
+        "LossyImageCompressionRatio": "12.5",
+        "LossyImageCompressionMethod": "ISO_10918_1",
+    }
+
+    def told(**overrides: str) -> list[str | None]:
+        ds = build_capture(analysed(header(overrides=overrides)), preview(64, 56), cam(), context(), long_side=256)
+        return [None if ds.get(k) is None else str(ds.get(k)) for k in lossy]
+
+    assert told(**lossy) == list(lossy.values())
+    assert told(LossyImageCompression="01") == ["01", None, None]
+    assert told(LossyImageCompressionRatio="12.5") == told(**{**lossy, "LossyImageCompression": "00"}) == [None] * 3
 
 
 def test_only_the_causes_shape_the_uid() -> None:
