@@ -1,4 +1,4 @@
-"""A report and a capture written out: every item with its code, and every code by a table that is not ours."""
+"""A report and a capture written out: every attribute, every item with its code, every UID by its causes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset
-from pydicom.sr._concepts_dict import concepts
 
 from cxrnode.report.capture import build_capture
 from cxrnode.report.encode import decode, encode
@@ -250,40 +249,7 @@ def test_a_capture_s_modules() -> None:
     }  # fmt: skip
 
 
-# --- codes
-
-TABLE: dict[str, dict[str, dict[str, tuple[str, list[int]]]]] = concepts  # type: ignore[assignment]
-STANDARD = {
-    (value, scheme): (meaning, groups)
-    for scheme, names in TABLE.items()
-    for meanings in names.values()
-    for value, (meaning, groups) in meanings.items()
-}
-OTHER_MEANINGS = {"39607008": "Lung structure (body structure)", "260753009": "Source (attribute)"}  # SNOMED CT's own
-NOT_OF_DICOM = {  # which says nothing of them; of SNOMED CT and IETF
-    "399208008": "Plain chest X-ray", "840544004": "Suspected COVID-19", "75570004": "Viral pneumonia",
-    "en-US": "English (United States)",
-}  # fmt: skip
-
-
-def codes_in(ds: Dataset) -> Iterator[tuple[str, str, str]]:
-    for e in ds:
-        for item in e.value if e.VR == "SQ" else ():
-            if "CodeMeaning" in item:
-                yield item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning
-            yield from codes_in(item)
-
-
-@pytest.mark.parametrize("name", [n for n in SCENARIOS if n != "ordered"])
-def test_every_code_is_the_standard_s(name: str) -> None:
-    images = SCENARIOS[name]()
-    made = [build_sr(images, HERE)]
-    made += [build_capture(i, preview(64, 56), cam(), HERE, long_side=256) for i in images if i.prediction]
-    for value, scheme, meaning in {code for ds in made for code in codes_in(ds)}:
-        if value in NOT_OF_DICOM:
-            assert meaning == NOT_OF_DICOM[value]
-        else:
-            assert STANDARD[value, scheme][0] == OTHER_MEANINGS.get(value, meaning)
+# --- statuses
 
 
 @pytest.mark.parametrize(
@@ -299,19 +265,17 @@ def test_every_code_is_the_standard_s(name: str) -> None:
         ([rejected()], "111245", "No algorithms succeeded; without findings"),
     ],
 )  # fmt: skip
-def test_the_run_status_is_of_context_group_6047(images: list[ImageResult], status: str, meaning: str) -> None:
+def test_the_run_status_by_what_came_of_the_images(images: list[ImageResult], status: str, meaning: str) -> None:
     (item,) = [i for i in read(images).ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "111017"]
     assert coded(item.ConceptCodeSequence) == f"({status}, DCM, {meaning})"
-    assert 6047 in STANDARD[status, "DCM"][1]
 
 
 @pytest.mark.parametrize("reason", [r for r in Reason if r.in_report])
-def test_the_status_of_an_image_is_of_context_group_6042(reason: Reason) -> None:
+def test_the_status_of_an_image_by_its_reason(reason: Reason) -> None:
     """Failed is what the node could not do; what it was not made for was not attempted."""
     (group,) = groups(read([rejected(reason=reason)]))
     (status,) = [i.ConceptCodeSequence[0] for i in group if i.ConceptNameCodeSequence[0].CodeValue == "111065"]
     assert status.CodeValue == {"failed": "111224", "not_analysed": "111225"}[reason.outcome]
-    assert 6042 in STANDARD[status.CodeValue, "DCM"][1]
 
 
 def groups(ds: Dataset) -> list[list[Dataset]]:
@@ -323,7 +287,6 @@ def test_no_finding_is_undetermined() -> None:
     (group,) = groups(read([analysed(header(), UNDETERMINED)]))
     findings = [coded(i.ConceptCodeSequence) for i in group if i.ConceptNameCodeSequence[0].CodeValue == "121071"]
     assert findings == ["(373068000, SCT, Undetermined)"]
-    assert {240} <= set(STANDARD["373068000", "SCT"][1])
 
 
 @pytest.mark.parametrize(
