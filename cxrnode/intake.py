@@ -54,7 +54,7 @@ class Intake:
     disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
     goes before what is routine, from its header and its sender; stat_tags: the elements that it looks at. Nothing is
     taken with less than `watermark_bytes` free.
-    on_refused: told of what is not taken, (peer, SOP Instance UID, status, why).
+    on_refused: told of what is not taken, (peer, SOP Instance UID, status, why), to say and to record it.
 
     Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
     """
@@ -89,10 +89,6 @@ class Intake:
         """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
         status, why = self._take(incoming)
         if status != SUCCESS:
-            log.warning(
-                "refused an instance of %s: %s", incoming.peer.calling_aet, why,
-                extra=_named(incoming) | {"status": f"0x{status:04X}"},
-            )  # fmt: skip
             self._on_refused(incoming.peer, incoming.sop_instance_uid, status, why)
         return status
 

@@ -2,7 +2,8 @@
 
 Recording each in a transaction of its own would cost as much as an instance, and let whoever may connect keep the disk
 busy. They wait for the next transaction of the intake, a second at most, and what is the same is one record with its
-count.
+count. What whoever reaches the port can do without end (rejections, bytes that are no DICOM, C-ECHO of a stranger) is
+recorded at once when it is new, and then summed up (see `repeats`): every one is counted, and has its period.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -21,39 +22,26 @@ from cxrnode import metrics
 from cxrnode.dicom.status import OUT_OF_RESOURCES
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.loops import Loop
+from cxrnode.repeats import Repeats, SparseLog, Sum
 from cxrnode.store import ledger
 from cxrnode.store.database import Database, is_away
 from cxrnode.types import Peer
-from cxrnode.words import counted
 
 _FLUSH_S = 1.0
-_TELL_EVERY_S = 60.0
 _MOST = 1000  # different ones that wait; of more (a full disk, a flood of made-up names) only the number is kept
 
 log = logging.getLogger(__name__)
 
 
-class TurnedAway:
-    """Says in the log what the listener turned away: at once, then a line a minute for each sender and status."""
-
-    def __init__(self) -> None:
-        self._said: dict[tuple[Peer, int], float] = {}  # monotonic s; senders are those of the allow list
-        self._since: Counter[tuple[Peer, int]] = Counter()
-        self._lock = threading.Lock()
-
-    def tell(self, peer: Peer, status: int, why: str) -> None:
-        key, now = (peer, status), time.monotonic()
-        with self._lock:
-            self._since[key] += 1
-            if now < self._said.get(key, -_TELL_EVERY_S) + _TELL_EVERY_S:
-                return
-            self._said[key], n = now, self._since.pop(key)
-        if status == OUT_OF_RESOURCES:
-            why += "; is there less free space than receive.disk_watermark_mb? /readyz says it"
-        log.warning(
-            "refused %s of %s at %s with 0x%04X: %s", counted(n, "image"), peer.calling_aet, peer.host, status, why,
-            extra={"calling_aet": peer.calling_aet, "host": peer.host, "status": f"0x{status:04X}"},
-        )  # fmt: skip
+def tell_refused(told: SparseLog, peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
+    """Say in the log that an image was refused."""
+    if status == OUT_OF_RESOURCES:
+        why += "; is there less free space than receive.disk_watermark_mb? /readyz says it"
+    told.warning(
+        log, f"refused an image of {peer.calling_aet} at {peer.host} with 0x{status:04X}: {why}", whose=peer,
+        kind=f"0x{status:04X}", calling_aet=peer.calling_aet, host=peer.host, status=f"0x{status:04X}",
+        sop_instance_uid=sop_instance_uid,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +54,39 @@ class _Seen:
     sop_instance_uid: str = ""
     status: str = ""
     why: str = ""
+    since: str = ""  # of a sum: when the first was
 
 
 class Seen:
     """Takes note from any thread; `transaction` writes it down before all else that the caller writes there."""
 
-    def __init__(self, database: Database, *, actor: str) -> None:
+    def __init__(self, database: Database, *, actor: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._actor = actor
         self._waiting: Counter[_Seen] = Counter()
         self._suspects: deque[tuple[_Seen, int]] = deque()  # of a transaction that could not write them all
         self._lock = threading.Lock()
+        self._repeats = Repeats(clock=clock)
 
     def association(self, peer: Peer, rejected: str) -> None:
         """`rejected`: why it was; empty where it was accepted."""
-        kind = "association_rejected" if rejected else "association_accepted"
-        self._note(kind, peer, outcome="rejected" if rejected else "accepted", why=rejected)
+        if rejected:
+            self._sum_up("association_rejected", peer, outcome="rejected", why=rejected)
+        else:
+            self._note(_seen("association_accepted", peer, outcome="accepted"))
+
+    def echo_only(self, peer: Peer) -> None:
+        """An association was accepted from somebody who may do no more than C-ECHO."""
+        self._sum_up("association_accepted", peer, outcome="accepted")
+
+    def aborted(self, peer: Peer, why: str) -> None:
+        """A connection brought no DICOM, or no TLS."""
+        self._sum_up("association_aborted", peer, outcome="aborted", why=why)
 
     def refused(self, peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
         """An instance that was not taken, with the status of the answer."""
-        self._note(
-            "refused", peer, outcome="refused", sop_instance_uid=sop_instance_uid, status=f"0x{status:04X}", why=why
-        )
+        more = {"outcome": "refused", "sop_instance_uid": sop_instance_uid, "status": f"0x{status:04X}", "why": why}
+        self._note(_seen("refused", peer, **more))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -103,16 +102,23 @@ class Seen:
                 self._waiting = taken + self._waiting
             raise
 
-    def loop(self) -> Loop:
-        """Writes down what no instance took along; `flush` once more when the listeners are closed."""
+    def loop(self, told: SparseLog) -> Loop:
+        """Writes down what no instance took along, and says in the log what was held back there.
+
+        `flush` everything once more when the listeners are closed.
+        """
 
         def step() -> float:
+            told.flush()
             self.flush()
             return _FLUSH_S
 
         return Loop(name="associations", step=step)
 
-    def flush(self) -> None:
+    def flush(self, *, everything: bool = False) -> None:
+        """`everything`: at the end, also what is summed up until its time."""
+        for told in self._repeats.due(everything=everything):
+            self._add(told)
         if self._waiting:
             with self.transaction():
                 pass
@@ -143,18 +149,31 @@ class Seen:
             metrics.thread_survived("associations")
         self._suspects.popleft()
 
-    def _note(self, kind: str, peer: Peer, **more: str) -> None:
-        seen = _Seen(
-            kind=kind, calling_aet=peer.calling_aet, called_aet=peer.called_aet, host=peer.host, **more
-        )  # fmt: skip
+    def _sum_up(self, kind: str, peer: Peer, **more: str) -> None:
+        exact = _seen(kind, peer, **more)
+        last = f"{exact.why}; the last of different ones" if exact.why else "the last of different ones"
+        whose = (kind, peer.host), replace(exact, why=last)
+        others = kind, replace(exact, why=f"{last}, from different peers")
+        if told := self._repeats.note((exact, exact), whose, others):
+            self._add(told)
+
+    def _add(self, told: Sum) -> None:
+        self._note(replace(told.value, since=told.begin if told.count > 1 else ""), told.count)
+
+    def _note(self, seen: _Seen, count: int = 1) -> None:
         with self._lock:
             if seen not in self._waiting and len(self._waiting) >= _MOST:
-                seen = _Seen(kind=kind, outcome=seen.outcome, why="and others: too many different ones at once")
-            self._waiting[seen] += 1
+                seen = _Seen(kind=seen.kind, outcome=seen.outcome, why="and others: too many different ones at once")
+            self._waiting[seen] += count
 
     def _append(self, c: Connection, seen: _Seen, count: int) -> None:
-        detail = {"called_aet": seen.called_aet, "host": seen.host, "status": seen.status, "why": seen.why}
+        detail = {"called_aet": seen.called_aet, "host": seen.host, "status": seen.status, "why": seen.why,
+                  "since": seen.since}  # fmt: skip
         ledger.append(
             c, seen.kind, actor=self._actor, ae_title=seen.calling_aet, sop_instance_uid=seen.sop_instance_uid,
             outcome=seen.outcome, count=count, **{k: v for k, v in detail.items() if v},
         )  # fmt: skip
+
+
+def _seen(kind: str, peer: Peer, **more: str) -> _Seen:
+    return _Seen(kind=kind, calling_aet=peer.calling_aet, called_aet=peer.called_aet, host=peer.host, **more)

@@ -160,6 +160,10 @@ class _Meters:
         self.rejected = Counter(
             "cxrnode_receive_associations_rejected", "Associations rejected, by reason", ["reason"], registry=None
         )
+        self.aborted = Counter(
+            "cxrnode_receive_connections_aborted", "Connections that brought no DICOM, or no TLS, by reason",
+            ["reason"], registry=None,
+        )  # fmt: skip
         self.decode = seconds("cxrnode_decode_seconds", "Reading, gating and decoding one image, in a worker")
         self.batch = Histogram("cxrnode_batch_images", "Images in a batch", buckets=_IMAGES, registry=None)
         self.infer = seconds("cxrnode_infer_seconds", "The engine's time for one batch")
@@ -259,6 +263,12 @@ def certificate_loaded(role: str, until: float) -> None:
     """role: the key that names its file, such as receive.tls.certificate; until: seconds since 1970."""
     if _meters:
         _meters.expiry.labels(role).set(until)
+
+
+def connection_aborted(reason: str) -> None:
+    """reason: of `sockets.ABORT_REASONS`, or "no TLS"."""
+    if _meters:
+        _meters.aborted.labels(reason).inc()
 
 
 def thread_lives(name: str, now: float, due: float) -> None:

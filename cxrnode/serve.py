@@ -31,11 +31,12 @@ from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listene
 from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
-from cxrnode.intake_ledger import Seen, TurnedAway
+from cxrnode.intake_ledger import Seen, tell_refused
 from cxrnode.live_tls import LiveTls
 from cxrnode.logs import configure, set_level
 from cxrnode.loops import Loop, running
 from cxrnode.monitor import Monitor
+from cxrnode.repeats import SparseLog
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
@@ -142,10 +143,10 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
         with database.begin(shared=True) as c:
             return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
 
-    turned_away = TurnedAway()
+    told = SparseLog()
 
     def refused(peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
-        turned_away.tell(peer, status, why)
+        tell_refused(told, peer, sop_instance_uid, status, why)
         seen.refused(peer, sop_instance_uid, status, why)
 
     with ExitStack() as stack:
@@ -153,7 +154,7 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
         intake = Intake(
             config.node.data_dir, record=record, known=known,
             is_stat=is_stat(config.analyse.stat), stat_tags=stat_tags(config.analyse.stat),
-            watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=seen.refused,
+            watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=refused,
         )  # fmt: skip
         answers = CommitmentAnswers(
             database=database, commitments=Commitments("intake"), root=config.node.data_dir,
@@ -162,16 +163,17 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
         handlers = Handlers(
             store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
             commit_reported=partial(record_report, database, outbox), association=seen.association,
-            refused=refused,
+            refused=refused, echo_only=seen.echo_only, aborted=seen.aborted, log=told,
         )  # fmt: skip
-        stack.callback(seen.flush)  # when the listeners are closed
+        stack.callback(partial(seen.flush, everything=True))  # when the listeners are closed
+        stack.callback(partial(told.flush, everything=True))
         ports = []
         for options in _listeners(config, intake.incoming, tls):
             listener = stack.enter_context(_listen(options, handlers))
             ports.append(listener.port)
             log.info("listening on %s:%d%s", options.bind, listener.port, " (TLS)" if options.tls else "")
         stack.enter_context(listening(config.node.data_dir, ports))
-        stack.enter_context(running([answers.loop(), seen.loop()], stopping))
+        stack.enter_context(running([answers.loop(), seen.loop(told)], stopping))
         tell_started()
         stopping.wait()
 

@@ -116,6 +116,7 @@ _MESSAGES = {
     "exported": _Message(event=_LOG_USED, action="R"),
     "association_accepted": _authentication(_SUCCESS),
     "association_rejected": _authentication(_MINOR),
+    "association_aborted": _authentication(_MINOR),
     "received": _received(_SUCCESS),
     "refused": _received(_SERIOUS),
     "scanned": _Message(event=_IMPORT, action="C", node=_DESTINATION),

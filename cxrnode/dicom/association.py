@@ -35,7 +35,7 @@ from cxrnode.dicom.negotiation import (
     declined,
     parse_request,
 )
-from cxrnode.dicom.sockets import INVALID_PARAMETER, UNEXPECTED_PDU, Malformed, PeerGone, Wire, pdu
+from cxrnode.dicom.sockets import ABORT_REASONS, INVALID_PARAMETER, UNEXPECTED_PDU, Malformed, PeerGone, Wire, pdu
 from cxrnode.dicom.status import OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxrnode.types import Peer
 
@@ -69,6 +69,12 @@ class Policy(Protocol):
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
         """The association was accepted, or rejected; of one that could not be read, the AE titles are empty."""
 
+    def aborted(self, peer: Peer, why: str) -> None:
+        """What the peer sent is no DICOM."""
+
+    def warn(self, text: str, kind: str, **extra: str) -> None:
+        """Say it in the log, where it is not said all the time; kind: one of few."""
+
     def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
         """What receives the data set of `command`, if it has one, and carries it out."""
 
@@ -81,6 +87,7 @@ class Acceptor:
         self._host = host
         self._policy = policy
         self._closing = closing
+        self._peer = Peer(calling_aet="", called_aet="", host=host)
         self._contexts: dict[int, Context] = {}
         self._raw = bytearray()  # command fragments so far
         self._current: tuple[int, Command, Operation] | None = None
@@ -95,7 +102,9 @@ class Acceptor:
             if self._negotiate():
                 self._serve()
         except Malformed as malformed:
-            log.warning("%s: %s: association aborted", self._host, malformed)
+            self._policy.warn(f"{malformed}: association aborted", "aborted", host=self._host)
+            self._policy.aborted(self._peer, str(malformed))
+            metrics.connection_aborted(ABORT_REASONS[malformed.reason])
             self._abort(_SOURCE_PROVIDER, malformed.reason)
         except PeerGone as gone:
             if self._contexts:  # else nobody of ours: a health check, a port scan
@@ -111,7 +120,7 @@ class Acceptor:
             return False
         request = self._parse(bytes(content))
         if isinstance(request, Refusal):
-            return self._refuse(Peer(calling_aet="", called_aet="", host=self._host), request)
+            return self._refuse(self._peer, request)
         self._peer = Peer(calling_aet=request.calling_aet, called_aet=request.called_aet, host=self._host)
         verdict = self._policy.admit(request, self._host)
         if isinstance(verdict, Refusal):
@@ -120,11 +129,9 @@ class Acceptor:
         if not self._contexts:
             return self._refuse(self._peer, replace(NO_REASON, detail=declined(request, self._contexts)))
         if {cx.abstract_syntax for cx in self._contexts.values()} == {VERIFICATION} != request.abstract_syntaxes:
-            log.warning(
-                "%s: %r may do no more than C-ECHO here: %s", self._host, request.calling_aet,
-                verdict.detail or f"not offered to it: {declined(request, self._contexts)}",
-                extra={"host": self._host, "calling_aet": request.calling_aet},
-            )  # fmt: skip
+            why = verdict.detail or f"not offered to it: {declined(request, self._contexts)}"
+            text = f"{request.calling_aet!r} may do no more than C-ECHO here: {why}"
+            self._policy.warn(text, "echo", host=self._host, calling_aet=request.calling_aet)
         self._policy.answered(self._peer, None)
         self._max_length = request.max_length
         self._wire.set_timeout(verdict.idle_timeout_s)
@@ -140,9 +147,8 @@ class Acceptor:
     def _refuse(self, peer: Peer, refusal: Refusal) -> bool:
         who = f" of {peer.calling_aet!r} to {peer.called_aet!r}" if peer.calling_aet or peer.called_aet else ""
         self._policy.answered(peer, refusal)
-        told = {"host": self._host, "reason": refusal.text}
         why = f"{refusal.text} ({refusal.detail})" if refusal.detail else refusal.text
-        log.warning("%s: association%s rejected: %s", self._host, who, why, extra=told)
+        self._policy.warn(f"association{who} rejected: {why}", refusal.text, host=self._host, reason=refusal.text)
         metrics.association_rejected(refusal.text)
         self._wire.send(refusal.encode())
         self._wire.linger()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cxrnode import metrics
 from cxrnode.dicom.association import Acceptor, Operation
 from cxrnode.dicom.client_certificate import identities
 from cxrnode.dicom.commitment import CommitmentOperation, CommitmentReport, CommitmentRequest
@@ -41,6 +42,7 @@ from cxrnode.dicom.sockets import Wire, force_down
 from cxrnode.dicom.status import NOT_AUTHORISED, SUCCESS, UNRECOGNISED_OPERATION
 from cxrnode.dicom.storing import IncomingInstance, StoreOperation
 from cxrnode.dicom.tls import handshake_fault
+from cxrnode.repeats import SparseLog
 from cxrnode.types import Peer
 
 __all__ = [
@@ -50,6 +52,8 @@ __all__ = [
 
 _SILENCE_S = 5.0  # for a TLS handshake, for the A-ASSOCIATE-RQ, and between the requests of a stranger
 _BACKLOG = 1024
+
+_LOOK_UPS = SparseLog()
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,10 @@ class Handlers:
     # listener itself turned away, its SOP Instance UID, the status and why
     association: Callable[[Peer, str], None] = lambda _peer, _why: None
     refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None
+    # in the place of `association`: somebody may do no more than C-ECHO; what came was no DICOM, or no TLS, and why
+    echo_only: Callable[[Peer], None] = lambda _peer: None
+    aborted: Callable[[Peer, str], None] = lambda _peer, _why: None
+    log: SparseLog = field(default_factory=SparseLog)
 
 
 def start_listener(options: ListenerOptions, handlers: Handlers) -> Listener:
@@ -136,7 +144,7 @@ class Listener:
                 sock, address = self._server.accept()
             except OSError as error:
                 if not self.closing:  # for instance EMFILE: others will close
-                    log.warning("cannot accept connections: %s", error.strerror)
+                    self._warn(f"cannot accept connections: {error.strerror}", "accept")
                     time.sleep(0.1)
                 continue
             connection = _Connection(self, sock, str(address[0]))
@@ -145,9 +153,12 @@ class Listener:
             try:
                 connection.thread.start()
             except RuntimeError:  # the system has no more threads for us
-                log.warning("%s: connection refused: no more threads", connection.host)
+                self._warn(f"{connection.host}: connection refused: no more threads", "threads")
                 self.forget(connection)
                 sock.close()
+
+    def _warn(self, text: str, kind: str) -> None:
+        self.handlers.log.warning(log, text, whose="listener", kind=kind)
 
     def forget(self, connection: _Connection) -> None:
         self.gate.leave(connection)
@@ -162,6 +173,7 @@ class _Connection:
         self._listener = listener
         self._sock = sock
         self._acceptor: Acceptor | None = None
+        self._stranger = True
         self._shown: list[str] = []  # who its client certificate says that it is
         self.thread = threading.Thread(target=self._run, name=f"peer:{host}", daemon=True)
 
@@ -180,7 +192,9 @@ class _Connection:
             self._acceptor.run()
         except OSError as error:  # of the handshake
             if why := handshake_fault(error):
-                log.warning("%s: no TLS connection: %s", self.host, why)
+                self.warn(f"no TLS connection: {why}", "TLS", host=self.host)
+                metrics.connection_aborted("no TLS")
+                self.aborted(Peer(calling_aet="", called_aet="", host=self.host), f"no TLS connection: {why}")
             else:  # it went away: a health check (our own, too), a port scan
                 log.debug("%s: no TLS connection: %s", self.host, type(error).__name__)
         finally:
@@ -210,6 +224,7 @@ class _Connection:
         if not self._listener.gate.establish(self):
             return LIMIT_EXCEEDED
         known = storage or commitment
+        self._stranger = not known
         return Offer(
             contexts=supported(storage=storage, commitment=commitment),
             idle_timeout_s=options.idle_timeout_s if known else min(_SILENCE_S, options.idle_timeout_s),
@@ -241,8 +256,18 @@ class _Connection:
         )  # fmt: skip
 
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
-        why = "" if refusal is None else f"{refusal.text}{refusal.recorded and f': {refusal.recorded}'}"
-        self._listener.handlers.association(peer, why)
+        handlers = self._listener.handlers
+        if refusal is None and self._stranger:
+            handlers.echo_only(peer)
+        else:
+            why = "" if refusal is None else f"{refusal.text}{refusal.recorded and f': {refusal.recorded}'}"
+            handlers.association(peer, why)
+
+    def aborted(self, peer: Peer, why: str) -> None:
+        self._listener.handlers.aborted(peer, why)
+
+    def warn(self, text: str, kind: str, **extra: str) -> None:
+        self._listener.handlers.log.warning(log, f"{self.host}: {text}", whose=self.host, kind=kind, **extra)
 
     def begin(self, peer: Peer, context: Context, command: Command) -> Operation:
         options, handlers = self._listener.options, self._listener.handlers
@@ -301,7 +326,8 @@ def _is_at(host: str, where: str) -> bool:
     try:
         return host in {str(entry[4][0]) for entry in socket.getaddrinfo(where, None)}
     except OSError as error:
-        log.warning("cannot look up the host %s of the allow list: %s", where, error.strerror)
+        text = f"cannot look up the host {where} of the allow list: {error.strerror}"
+        _LOOK_UPS.warning(log, text, whose=where, kind="look-up")
         return False
 
 

@@ -28,6 +28,9 @@ _FOREIGN = {
 UNRECOGNISED_PDU = 1
 UNEXPECTED_PDU = 2
 INVALID_PARAMETER = 6
+ABORT_REASONS = {
+    UNRECOGNISED_PDU: "unrecognised PDU", UNEXPECTED_PDU: "unexpected PDU", INVALID_PARAMETER: "invalid PDU parameter",
+}  # fmt: skip
 
 
 class PeerGone(Exception):  # noqa: N818 (the peer's doing, not an error of ours)

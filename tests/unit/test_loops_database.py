@@ -17,6 +17,7 @@ from cxrnode.errors import StoreAwayError, StoreError
 from cxrnode.intake_ledger import Seen
 from cxrnode.loops import Loop, running
 from cxrnode.patience import Patience
+from cxrnode.repeats import SparseLog
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -70,7 +71,7 @@ def test_associations(database: Database, errors: list[Exception]) -> None:
         with database.begin(shared=True) as c:
             return "association_rejected" in [e.kind for e in ledger.events(c)]
 
-    does((seen.loop(), written), errors)
+    does((seen.loop(SparseLog()), written), errors)
 
 
 def test_anchors(database: Database, errors: list[Exception], tmp_path: Path) -> None:
