@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.base import EngineError, EngineOutput, FloatArray
+from engines.onnx_files import check_one_file
 from engines.preprocess import PREPROCESS_VERSION, prepare
 
 SHIPPED = Path(__file__).parent / "bundles"
@@ -105,7 +106,10 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A verified model bundle on disk. `digest` identifies it: sha256 of bundle.json, which lists every file's."""
+    """A verified model bundle on disk. `digest` identifies it: sha256 of bundle.json, which lists every file's.
+
+    Nothing else in its folder is read; what a link leads to is what is hashed and read.
+    """
 
     folder: Path
     manifest: Manifest
@@ -149,7 +153,10 @@ def shipped_bundles() -> list[Path]:
 
 
 def load_bundle(name_or_path: str) -> Bundle:
-    """Read a bundle and verify every file's sha256. Raises EngineError that names the file at fault."""
+    """Read a bundle and verify every file's sha256, and that its model wants no other file.
+
+    Raises EngineError that names the file at fault.
+    """
     folder = find_bundle(name_or_path)
     raw = (folder / MANIFEST).read_bytes()
     try:
@@ -166,6 +173,7 @@ def load_bundle(name_or_path: str) -> Bundle:
         raise EngineError(f"{folder / MANIFEST} lists no sha256 for {', '.join(sorted(missing))}: export it again")
     for name, digest in manifest.files.items():
         _verify_file(folder, name, digest)
+    check_one_file(folder / MODEL)
     return Bundle(folder=folder, manifest=manifest, digest=hashlib.sha256(raw).hexdigest())
 
 
