@@ -108,7 +108,7 @@ class Stream:
             self._buffer, self._at = self._f.read(_CHUNK), 1
             if not self._buffer:
                 raise _cut_short()
-        if allowed < count:
+        if self.position > budget.OBJECT_BYTES:
             raise _too_large()
 
     def take(self, count: int) -> bytes:

@@ -28,7 +28,7 @@ from tests.mutants.operators import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 WANTED = 0.95
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 60.0
 _QUICK = ["-m", "not slow", "-k", "not postgresql"]
 
 
@@ -127,13 +127,15 @@ def chosen(path: str, most: int, seed: str, lines: tuple[int, int]) -> list[Muta
 
 
 def reaching(mutant: Mutant, baseline: Any) -> list[str]:
-    """The tests that run its lines, the quickest first; those that run any line of its file where none does (a line of
-    the module itself, or one that runs in another process)."""
+    """The tests that run its lines, the quickest first. Where none does (a line of the module itself, or one that runs
+    in another process): all, those first that run any line of its file."""
     lines: dict[str, list[str]] = baseline["lines"].get(mutant.path, {})
     its = range(mutant.lines_run[0], mutant.lines_run[1] + 1)
-    tests = {t for n in its for t in lines.get(str(n), [])} - {""} or {t for some in lines.values() for t in some}
+    direct = {test for n in its for test in lines.get(str(n), [])} - {""}
+    near = {test for some in lines.values() for test in some}
     seconds = baseline["seconds"]
-    return sorted(tests - set(baseline["failed"]), key=lambda test: seconds.get(test, 0.0))
+    tests = (direct or set(seconds)) - set(baseline["failed"])
+    return sorted(tests, key=lambda test: (test not in near, seconds.get(test, 0.0)))
 
 
 def judge(runner: Runner, group: Group, mutant: Mutant, baseline: Any) -> str:
@@ -144,7 +146,8 @@ def judge(runner: Runner, group: Group, mutant: Mutant, baseline: Any) -> str:
     try:
         if tests := reaching(mutant, baseline):
             files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-            killer = noticed(runner.ask(files, options=["-x"], chosen=tests, timeout=_TIMEOUT_S))
+            timeout = _TIMEOUT_S + 3 * sum(baseline["seconds"].get(test, 0.0) for test in tests)
+            killer = noticed(runner.ask(files, options=["-x"], chosen=tests, timeout=timeout))
         if not killer and "postgresql" in mutant.function:
             killer = noticed(runner.ask(group.tests, options=["-x", "-k", "postgresql"], timeout=10 * _TIMEOUT_S))
     finally:

@@ -13,6 +13,15 @@ class Group:
     tests: tuple[str, ...]
 
 
+_NETWORK = (
+    "association", "client_certificate", "commit_report", "commitment", "dimse", "limits", "negotiation", "probe",
+    "scp", "scu", "sockets", "status", "storing", "tls",
+)  # fmt: skip
+_DATA_SET = (
+    "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",
+    "pixels", "read", "references", "runlength", "select", "text", "tone", "uids", "verbatim",
+)  # fmt: skip
+
 GROUPS = {
     "store": Group(
         ("cxrnode/store/*.py",),
@@ -24,7 +33,20 @@ GROUPS = {
         ("cxrnode/analyse.py", "cxrnode/in_hand.py", "cxrnode/outcomes.py", "cxrnode/duplicates.py"),
         ("tests/unit/test_analyse_bounds.py", "tests/unit/test_in_hand.py", "tests/unit/test_analyse.py"),
     ),
-    "dicom": Group(("cxrnode/dicom/*.py",), ("tests/unit/dicom", "tests/unit/test_intake.py")),
+    "network": Group(
+        tuple(f"cxrnode/dicom/{name}.py" for name in _NETWORK),
+        ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_client_certificate.py",
+         "tests/unit/dicom/test_listener_words.py", "tests/unit/dicom/test_scp.py", "tests/unit/dicom/test_scu.py",
+         "tests/unit/dicom/test_tls.py", "tests/unit/test_intake.py", "tests/unit/test_commit.py"),
+    ),
+    "dicom": Group(
+        tuple(f"cxrnode/dicom/{name}.py" for name in _DATA_SET),
+        ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_flat_bounds.py",
+         "tests/unit/dicom/test_references.py", "tests/unit/dicom/test_select.py",
+         "tests/unit/dicom/test_select_codes.py", "tests/unit/dicom/test_tone_bounds.py",
+         "tests/unit/dicom/test_orientation.py", "tests/unit/dicom/test_header.py", "tests/unit/dicom/test_read.py",
+         "tests/unit/dicom/test_pixels.py"),
+    ),
     "report": Group(("cxrnode/report/*.py",), ("tests/unit/report",)),
     "audit": Group(("cxrnode/audit/*.py",), ("tests/unit/audit",)),
 }  # fmt: skip

@@ -34,6 +34,12 @@ def test_what_is_changed(source: str, expected: set[str]) -> None:
     assert made == expected
 
 
+def test_no_module_of_these_packages_is_left_out() -> None:
+    there = {p.relative_to(ROOT).as_posix() for name in ("store", "dicom", "report", "audit")
+             for p in (ROOT / "cxrnode" / name).glob("*.py")}  # fmt: skip
+    assert there <= {path for group in GROUPS.values() for path in modules(group, [])}
+
+
 def test_every_mutant_of_the_node_is_a_program() -> None:
     for group in GROUPS.values():
         for path in modules(group, []):
