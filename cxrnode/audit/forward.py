@@ -116,6 +116,7 @@ class Forwarder:
         self._open = None
         with self.database.begin() as c:
             Queue("audit").set_setting(c, SENT, self._sent)
+        self._confirmed = self._sent
         if self._told:
             log.info("audit messages are sent to %s again, up to record %d", self.server, self._sent)
         self._told.clear()
