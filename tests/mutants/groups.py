@@ -35,7 +35,8 @@ GROUPS = {
     ),
     "network": Group(
         tuple(f"cxrnode/dicom/{name}.py" for name in _NETWORK),
-        ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_client_certificate.py",
+        ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_network_bounds.py",
+         "tests/unit/dicom/test_flat_bounds.py", "tests/unit/dicom/test_client_certificate.py",
          "tests/unit/dicom/test_listener_words.py", "tests/unit/dicom/test_scp.py", "tests/unit/dicom/test_scu.py",
          "tests/unit/dicom/test_tls.py", "tests/unit/test_intake.py", "tests/unit/test_commit.py"),
     ),
