@@ -348,7 +348,7 @@ def test_pydicom_says_nothing_in_any_process_of_the_node() -> None:
     """Its warnings and its log quote values, which may be patient data."""
     said = "PatientID of nobody"
     code = (
-        "import warnings, logging, sys; import cxrnode.dicom; from pydicom import config;"
+        "import warnings, logging, sys; logging.basicConfig(); import cxrnode.dicom; from pydicom import config;"
         "from pydicom.charset import convert_encodings;"
         f"convert_encodings([{said!r}]); logging.getLogger('pydicom').error({said!r});"
         "warnings.warn('of others');"
