@@ -19,7 +19,7 @@ _NETWORK = (
 )  # fmt: skip
 _DATA_SET = (
     "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",
-    "pixels", "read", "references", "runlength", "select", "text", "tone", "uids", "verbatim",
+    "pixels", "read", "references", "runlength", "select", "tone", "uids",
 )  # fmt: skip
 
 GROUPS = {
@@ -45,8 +45,14 @@ GROUPS = {
         ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_flat_bounds.py",
          "tests/unit/dicom/test_references.py", "tests/unit/dicom/test_select.py",
          "tests/unit/dicom/test_select_codes.py", "tests/unit/dicom/test_tone_bounds.py",
+         "tests/unit/dicom/test_codestream_bounds.py", "tests/unit/dicom/test_pixels_bounds.py",
          "tests/unit/dicom/test_orientation.py", "tests/unit/dicom/test_header.py", "tests/unit/dicom/test_read.py",
          "tests/unit/dicom/test_pixels.py"),
+    ),
+    "text": Group(
+        ("cxrnode/dicom/text.py", "cxrnode/dicom/verbatim.py"),
+        ("tests/unit/report/test_character_sets.py", "tests/unit/report/test_source.py",
+         "tests/unit/report/test_dirty.py", "tests/unit/dicom/test_header.py", "tests/unit/dicom/test_read.py"),
     ),
     "report": Group(("cxrnode/report/*.py",), ("tests/unit/report",)),
     "audit": Group(("cxrnode/audit/*.py",), ("tests/unit/audit",)),
