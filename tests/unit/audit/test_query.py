@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,65 @@ def test_times_are_half_open(c: Connection) -> None:
     assert seqs(c, since=first.astimezone()) == [e.seq for e in events]
 
 
+def at(c: Connection, *moments: datetime) -> None:
+    """Records of these times, in this order: a clock may have been set back."""
+    first = len(seqs(c)) + 1
+    for seq, moment in enumerate(moments, first):
+        row = {"seq": seq, "at": stored(moment), "kind": "received", "actor": "x", "detail": "{}", "prev_hash": "",
+               "hash": str(seq), "ae_title": "TIMES"}  # fmt: skip
+        c.execute(insert(table).values(row))
+
+
+def test_since_is_within_and_until_is_not_to_the_millisecond(where: Path | str) -> None:
+    database, ms = Database(where), timedelta(milliseconds=1)
+    with database.begin() as c:
+        at(c, NOW - ms, NOW, NOW + ms)
+        assert seqs(c, since=NOW) == [2, 3]
+        assert seqs(c, since=NOW + ms) == [3]
+        assert seqs(c, until=NOW) == [1]
+        assert seqs(c, until=NOW + ms) == [1, 2]
+        assert seqs(c, since=NOW, until=NOW + ms) == [2]
+        assert seqs(c, since=NOW + ms, until=NOW + 2 * ms) == [3]
+        assert seqs(c, since=NOW + 2 * ms) == seqs(c, until=NOW - ms) == []
+        assert seqs(c, since=NOW.astimezone(timezone(timedelta(hours=-5))), until=NOW + ms) == [2]
+    database.close()
+
+
+def test_a_clock_that_was_set_back_hides_no_record(where: Path | str) -> None:
+    database, hour = Database(where), timedelta(hours=1)
+    with database.begin() as c:
+        at(c, NOW, NOW + 2 * hour, NOW - hour, NOW + hour, NOW - 2 * hour, NOW + 3 * hour)
+        assert seqs(c, since=NOW) == [1, 2, 4, 6]
+        assert seqs(c, until=NOW) == [3, 5]
+        assert seqs(c, since=NOW, until=NOW + 2 * hour) == [1, 4]
+        assert seqs(c, since=NOW - hour, until=NOW + hour) == [1, 3]
+        found = find(c, Filters(since=NOW), limit=2)
+        assert ([e.seq for e in found.events], found.cut) == ([4, 6], True)
+        found = find(c, Filters(since=NOW, until=NOW + 2 * hour), limit=2)
+        assert ([e.seq for e in found.events], found.cut) == ([1, 4], False)
+    database.close()
+
+
+def test_the_newest_of_those_that_pass_stay(c: Connection) -> None:
+    mine = seqs(c, patient_id=PATIENT)
+    found = find(c, Filters(patient_id=PATIENT), limit=2)
+    assert ([e.seq for e in found.events], found.cut) == (mine[-2:], True)
+    found = find(c, Filters(patient_id="nobody"), limit=1)
+    assert ([*found.events], found.cut) == ([], False)
+
+
+def test_a_patient_stands_for_all_records_of_the_studies_that_name_it(c: Connection) -> None:
+    """Of two patients in one study too; a record of no study is of nobody."""
+    for patient, study in (("X", "1.2.1"), ("Y", "1.2.1"), ("X", "1.2.2"), ("Y", None)):
+        ledger.append(c, "received", actor="x", patient_id=patient, study_instance_uid=study)
+    last = seqs(c)[-1]
+    told = ledger.append(c, "report_failed", actor="x", study_instance_uid="1.2.1")
+    assert seqs(c, patient_id="X") == [last - 3, last - 2, last - 1, told]
+    assert seqs(c, patient_id="Y") == [last - 3, last - 2, told]
+    assert seqs(c, patient_id="X", study_instance_uid="1.2.2") == [last - 1]
+    assert seqs(c, patient_id="X", accession_number="A1") == []
+
+
 def test_the_newest_stay_and_it_is_said_that_some_were_cut(c: Connection) -> None:
     everything = seqs(c)
     for limit in (1, 3, len(everything) - 1):
@@ -107,6 +166,12 @@ def test_the_newest_stay_and_it_is_said_that_some_were_cut(c: Connection) -> Non
         ({"kind": "recieved"}, "no kind of record 'recieved'; there are: .*received"),
         ({"patient_id": " "}, "patient id is empty"),
         ({"since": NOW, "until": NOW}, "is not before until"),
+        ({"since": NOW + timedelta(seconds=1), "until": NOW}, "is not before until"),
+        ({"accession_number": ""}, "the filter accession number is empty: leave it out"),
+        ({"ae_title": "  "}, "the filter ae title is empty"),
+        ({"kind": ""}, "the filter kind is empty"),
+        ({"outcome": " "}, "the filter outcome is empty"),
+        ({"study_instance_uid": ""}, "'' is no UID"),
     ],
 )
 def test_what_means_nothing_is_said(c: Connection, filters: dict[str, Any], said: str) -> None:
@@ -137,7 +202,10 @@ def test_records_of_before_the_columns_are_found_by_their_detail(c: Connection) 
     ledger.append(c, "received", actor="x", sop_instance_uid="1.2.9.1", ae_title="OLD", outcome="old")
     for name, wanted in {"sop_instance_uid": "1.2.9.1", "ae_title": "OLD", "outcome": "old"}.items():
         assert seqs(c, **{name: wanted}) == [old, old + 1]
-    assert seqs(c, ae_title="O_D") == []
+    assert seqs(c, ae_title="O_D") == seqs(c, ae_title="%") == []
+    detail = {"calling_aet": "LATE", "receipt": "late"}  # what came after says it in its columns
+    ledger.append(c, "received", actor="x", **detail)
+    assert seqs(c, ae_title="LATE") == seqs(c, outcome="late") == []
 
 
 INDEXED = {
