@@ -82,6 +82,7 @@ SHAPES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "exported": ("110101", "", "R", "0", "", "", NODE_ASKED),
     "association_accepted": ("110113", "110126", "E", "0", "", "", PEER_ASKED),
     "association_rejected": ("110113", "110126", "E", "4", "", "", PEER_ASKED),
+    "association_aborted": ("110113", "110126", "E", "4", "", "", PEER_ASKED),
     "received": ("110104", "", "C", "0", "110152", "110153", PEER_ASKED),
     "refused": ("110104", "", "C", "8", "110152", "110153", PEER_ASKED),
     "scanned": ("110107", "", "C", "0", "110152", "", NODE_ASKED),
