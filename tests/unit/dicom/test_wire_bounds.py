@@ -42,7 +42,7 @@ def test_the_stated_limits() -> None:
     assert budget.DEPTH == 16
     assert (budget.HEADER.elements, budget.HEADER.kept) == (100_000, 10_000)
     assert (budget.HEADER.kept_bytes, budget.HEADER.table_bytes) == (262_144, 4_194_304)
-    assert (budget.COMMITMENT.kept, budget.COMMITMENT.kept_bytes) == (50_000, 4_194_304)
+    assert (budget.COMMITMENT.elements, budget.COMMITMENT.kept_bytes) == (600_000, 16_777_216)
 
 
 def test_status_codes_are_those_of_the_standard() -> None:
