@@ -102,8 +102,8 @@ def test_how_many_were_queued_for_whom_is_on_record(c: Connection) -> None:
     assert OUTBOX.enqueue(c, ["2.25.1"], [FAR], now=NOW + 1, study_instance_uid=study_uid(1)) == 1
     said = [e for e in ledger.events(c) if e.kind == "delivery_queued"]
     assert [(e.ae_title, e.study_instance_uid, e.detail) for e in said] == [
-        ("ARCHIVE", None, {"destination": "near", "results": 3}),
-        ("FAR", study_uid(1), {"destination": FAR, "results": 1}),
+        ("ARCHIVE", None, {"destination": "near", "results": 3, "sop_instance_uids": ["2.25.0", "2.25.1", "2.25.2"]}),
+        ("FAR", study_uid(1), {"destination": FAR, "results": 1, "sop_instance_uids": ["2.25.1"]}),
     ]
     (row,) = (r for r in rows(c) if r["destination"] == FAR)
     assert (row["state"], row["attempts"], row["not_before"], row["status"], row["updated_at"]) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.store.queue import MAX_ATTEMPTS, Finding, Lease, Queue, storable
 from cxrnode.store.schema import instance, job, study
-from cxrnode.types import AuditEvent, NewItem, Reason, Receipt, Rejection
-from tests.support.store import CR, NOW, analysed, claim, header, item, lease, made, received, study_uid
+from cxrnode.types import AuditEvent, InstanceHeader, NewItem, Reason, Receipt, Rejection
+from tests.support.store import CR, NOW, SC, analysed, claim, header, item, lease, made, received, study_uid
 
 QUEUE = Queue("test")
 CONFLICT = Rejection(reason=Reason.UID_CONFLICT, detail="1 other")
@@ -22,6 +23,12 @@ PREDICTED = {"class_index": 0, "probabilities": [0.93, 0.05, 0.02], "cam_max": 1
 
 def last(c: Connection, kind: str) -> AuditEvent:
     return [e for e in ledger.events(c) if e.kind == kind][-1]
+
+
+def named(of: InstanceHeader) -> dict[str, str]:
+    """What a record says of an instance beside study, UID and patient."""
+    digest = sha256(of.kept).hexdigest()
+    return {"series_instance_uid": of.series_instance_uid, "sop_class_uid": CR, "header_sha256": digest}
 
 
 def row_of(c: Connection, job_id: int) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def test_an_image_is_given_up_after_eight_attempts_and_not_while_the_eighth_is_r
     assert (said.study_instance_uid, said.sop_instance_uid, said.outcome) == (
         study_uid(1), eighth.sop_instance_uid, "failed",
     )  # fmt: skip
-    assert said.detail == {"path": eighth.path, "reason": "gave_up", "why": "8 attempts"}
+    assert said.detail == {"job": 1, "path": eighth.path, "reason": "gave_up", "why": "8 attempts"}
 
 
 # -- order and share
@@ -210,6 +217,8 @@ def test_what_was_received_is_in_its_row_and_on_record(database: Database) -> No
     assert (said.patient_id, said.accession_number, said.actor) == ("P1", "A1", "test")
     assert said.detail == {
         "sha256": "a" * 64, "size_bytes": 5_000_000_000, "called_aet": "CXRNODE", "host": "127.0.0.1", "path": path,
+        "job": 1, "priority": 0, "received_at": NOW, "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        **named(header(1, 1)),
     }  # fmt: skip
 
 
@@ -234,10 +243,13 @@ def test_a_scanned_file_is_in_its_row_and_on_record(database: Database) -> None:
         assert c.execute(select(study.c.last_received_at)).scalar_one() == NOW + 5
         first, second, third = (row_of(c, n) for n in (1, 2, 3))
         assert [e.kind for e in ledger.events(c)] == ["scanned", "not_analysed"]
-        assert last(c, "not_analysed").detail == {"path": lateral.path, "reason": "lateral", "why": "LL"}
+        assert last(c, "not_analysed").detail == {
+            "job": 2, "path": lateral.path, "location": lateral.location, "reason": "lateral", "why": "LL",
+        }  # fmt: skip
         assert (QUEUE.count_all(c), QUEUE.count_waiting(c)) == (3, 2)
     assert (said.study_instance_uid, said.sop_instance_uid) == (study_uid(1), header(1, 1).sop_instance_uid)
-    assert (said.patient_id, said.accession_number, said.detail) == ("P1", "A1", {"path": candidate.path})
+    assert (said.patient_id, said.accession_number) == ("P1", "A1")
+    assert said.detail == {"job": 1, "path": candidate.path, "location": candidate.location, **named(header(1, 1))}
     assert (first["state"], first["outcome"], first["priority"]) == ("received", None, 1)
     assert (second["state"], second["outcome"], second["reason"], second["detail"]) == (
         "reported", "not_analysed", "lateral", "LL",
@@ -275,7 +287,8 @@ def test_a_finding_is_in_its_row_and_on_record(database: Database) -> None:
         study_uid(1), first.sop_instance_uid, "analysed",
     )  # fmt: skip
     assert said.detail == {
-        "path": first.path, "reason": "uid_conflict", "why": "1 other", "pixel_digest": f"{first.id:064x}",
+        "job": 1, "class_index": 0, "cam_max": 1.5, "path": first.path,
+        "reason": "uid_conflict", "why": "1 other", "pixel_digest": f"{first.id:064x}",
         "probabilities": [0.93, 0.05, 0.02], "engine": "cpu",
     }  # fmt: skip
     assert made_of.detail["sources"] == [[first.sop_instance_uid, f"{first.id:064x}"]]
@@ -289,7 +302,7 @@ def test_a_finding_of_a_rejected_image_has_no_numbers(database: Database) -> Non
         row, said = row_of(c, taken.id), last(c, "failed")
     assert {k: row[k] for k in PREDICTED} == dict.fromkeys(PREDICTED)
     assert (row["outcome"], row["reason"], row["detail"]) == ("failed", "undecodable", "bad")
-    assert said.detail == {"path": taken.path, "reason": "undecodable", "why": "bad"}
+    assert said.detail == {"job": 1, "path": taken.path, "reason": "undecodable", "why": "bad"}
 
 
 def test_a_result_is_in_its_row_with_the_image_it_shows(database: Database) -> None:
@@ -300,6 +313,7 @@ def test_a_result_is_in_its_row_with_the_image_it_shows(database: Database) -> N
         QUEUE.finish(c, replace(analysed(taken), capture=capture), owner="a")
         said = last(c, "report_made")
     assert said.detail == {
+        "job": 1, "path": "dicom/2.25.7.dcm", "series_instance_uid": f"{study_uid(1)}.9", "sop_class_uid": SC,
         "object": "capture", "sha256": "c" * 64, "model": "m" * 64, "software": "0.1.0", "predecessor": None,
         "sources": [[taken.sop_instance_uid, f"{taken.id:064x}"]],
     }  # fmt: skip
@@ -341,4 +355,4 @@ def test_what_is_buried_by_hand_says_so_and_what_is_done_stays(database: Databas
         said = [e.detail for e in ledger.events(c) if e.kind == "failed"]
     assert (row["state"], row["outcome"], row["reason"], row["detail"]) == ("analysed", "failed", "gave_up", "by hand")
     assert (row["lease_owner"], row["lease_until"]) == (None, None)
-    assert {"path": held.path, "reason": "gave_up", "why": "by hand"} in said
+    assert {"job": held.id, "path": held.path, "reason": "gave_up", "why": "by hand"} in said

@@ -153,6 +153,7 @@ def test_of_two_patients_one_report_may_be_held_back_and_its_captures_with_it(da
         first, second, third = rows(c)
         failed = [e for e in ledger.events(c) if e.kind == "report_failed"]
         flagged = [e for e in ledger.events(c) if e.kind == "several_patients"]
+        closed = [e for e in ledger.events(c) if e.kind == "study_reported"]
     several = ("analysed", "several_patients", "2 patients, a report each")
     assert (first["outcome"], first["reason"], first["detail"]) == several
     assert (second["outcome"], second["reason"], second["detail"]) == ("failed", "result_invalid", "SR")
@@ -160,8 +161,10 @@ def test_of_two_patients_one_report_may_be_held_back_and_its_captures_with_it(da
     assert {row["state"] for row in (first, second, third)} == {"reported"}
     (why,) = failed
     assert (why.study_instance_uid, why.outcome, why.actor) == (study_uid(1), "failed", "test")
-    assert why.detail == {"why": INVALID.text}
-    assert [(e.study_instance_uid, e.detail) for e in flagged] == [(study_uid(1), {"patients": 2})]
+    assert why.detail == {"why": INVALID.text, "jobs": [2, 3], "reason": "result_invalid", "detail": "SR"}
+    detail = {"patients": 2, "jobs": [1], "detail": "2 patients, a report each"}
+    assert [(e.study_instance_uid, e.detail) for e in flagged] == [(study_uid(1), detail)]
+    assert [e.detail for e in closed] == [{"jobs": [1, 2, 3]}]
 
 
 def test_one_patient_s_study_is_not_flagged_and_a_flag_hides_no_other_note(database: Database) -> None:
