@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -15,7 +17,20 @@ from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult
 from tests.support.bundles import make_bundle
 from tests.support.results import SCENARIOS, analysed, cam, check, context, header, preview
-from tests.unit.report.test_check import Damage, child, cut, drop, evidence, group, put, say, set_probability, uid_of
+from tests.unit.report.test_check import (
+    Damage,
+    child,
+    cut,
+    drop,
+    evidence,
+    group,
+    move_evidence,
+    put,
+    say,
+    set_probability,
+    share_tracking_uid,
+    uid_of,
+)
 
 IMAGES = SCENARIOS["mixed"]()
 
@@ -113,6 +128,10 @@ COMMON: list[tuple[Damage, str]] = [
 ]  # fmt: skip
 EVIDENCE = "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images"
 REPORT: list[tuple[Damage, str]] = [
+    (move_evidence, "evidence in PertinentOtherEvidenceSequence"),
+    (share_tracking_uid, "two measurement groups share a Tracking UID"),
+    (put("CompletionFlag", "PARTIAL"), "CompletionFlag is 'PARTIAL', not 'COMPLETE'"),
+    (put("VerificationFlag", "VERIFIED"), "VerificationFlag is 'VERIFIED', not 'UNVERIFIED'"),
     (put("SeriesNumber", 9802), "SeriesNumber is '?9802'?, not 9801"),
     (put("InstanceNumber", 2), "InstanceNumber is '?2'?, not 1"),
     (lambda ds: setattr(ds.CurrentRequestedProcedureEvidenceSequence[0], "StudyInstanceUID", "1.2"), EVIDENCE),
@@ -216,26 +235,68 @@ CAPTURE: list[tuple[Damage, str]] = [
     (lambda ds: (cut("Rows")(ds), cut("PixelData")(ds)), "PixelData holds 0 bytes, Rows and Columns ask for 0"),
     (lambda ds: setattr(ds, "PixelData", b"\x07" * len(ds.PixelData)), "blank"),
 ]  # fmt: skip
+SENTENCES = [  # whole: what a field engineer reads in the log
+    r"SOP Class UID [\d.]+ is no result's",
+    r"(SOPInstanceUID|SeriesInstanceUID) is (invalid|the source's)",
+    r"\w+ differs from the source's",
+    r"\w+ \(type 2\) is (absent|not empty)",
+    r"\w+ is empty",
+    r"\w+ is [^ ]+, not [^ ]+",
+    "Manufacturer or ManufacturerModelName is not the node's: its loop guard would not know the object",
+    r"ContributingEquipmentSequence names (no model \(Device UID\)|another model)",
+    "ContributingEquipmentSequence does not say (what the model did|which version)",
+    "(ContributionDescription|DerivationDescription) does not say that it is for research use only",
+    "SeriesDescription does not say what it is, and that it is for research use only",
+    "evidence in PertinentOtherEvidenceSequence",
+    "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images",
+    "Device Observer UID is not the Device UID of the contributing equipment",
+    r"\d measurement groups for \d images",
+    "two measurement groups share a Tracking UID",
+    r"(image \d: )?[\w -]+ is missing, or another item stands in its place",
+    r"(image \d: )?[\w -]+ is not (CONTAINS|HAS CONCEPT MOD|HAS OBS CONTEXT) [\w ]+",
+    r"(image \d: )?[\w -]+ is not what it must be",
+    r"(image \d: )?a content item follows that must not be there",
+    "the summary does not say that (it is for research use only|silence is not normal)",
+    "the summary does not say how many images were analysed",
+    r"the summary does not (mention|say what came of) image \d",
+    r"ImageType is not DERIVED\\SECONDARY",
+    "DerivationCodeSequence does not say what it is",
+    "ImageComments does not say what was found, and that it is for research use only",
+    "InstanceNumber is not the source's",
+    "PatientOrientation is not that of the upright picture",
+    "(SourceImageSequence|ReferencedSeriesSequence) does not name the source image and its (purpose|series)",
+    r"PixelData holds \d+ bytes, Rows and Columns ask for \d+",
+    "the picture is blank",
+]
+
+
+def assert_refused(ds: Dataset, images: list[ImageResult], expected: str) -> None:
+    with pytest.raises(ResultError, match=expected) as refused:
+        check(ds, images)
+    start, _, findings = str(refused.value).partition(" failed its checks: ")
+    assert start == f"result {ds.get('SOPInstanceUID')}"
+    for finding in findings.split("; "):
+        assert any(re.fullmatch(sentence, finding) for sentence in SENTENCES), finding
+
+
 _REPORT = encode(build_sr(IMAGES, context()))
 _CAPTURE = encode(build_capture(IMAGES[0], preview(128, 112), cam(), context(), long_side=256))
 
 
 @pytest.mark.parametrize("number", range(len(COMMON + REPORT)))
-def test_a_report(number: int) -> None:
+def test_a_damaged_report(number: int) -> None:
     damage, expected = (COMMON + REPORT)[number]
     ds = decode(_REPORT)
     damage(ds)
-    with pytest.raises(ResultError, match=expected):
-        check(ds, IMAGES)
+    assert_refused(ds, IMAGES, expected)
 
 
 @pytest.mark.parametrize("number", range(len(COMMON + CAPTURE)))
-def test_a_capture(number: int) -> None:
+def test_a_damaged_capture(number: int) -> None:
     damage, expected = (COMMON + CAPTURE)[number]
     ds = decode(_CAPTURE)
     damage(ds)
-    with pytest.raises(ResultError, match=expected):
-        check(ds, IMAGES[:1])
+    assert_refused(ds, IMAGES[:1], expected)
 
 
 @pytest.mark.parametrize("images", ["positive", "normal", "undetermined", "mixed", "lateral"])
