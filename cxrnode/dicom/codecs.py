@@ -56,7 +56,7 @@ class Layout:
     columns: int
     samples: int
     allocated: int  # 8 or 16
-    stored: int  # 1..allocated
+    stored: int  # 2..allocated
     high_bit: int
     signed: bool
     photometric: str

@@ -46,6 +46,7 @@ GROUPS = {
          "tests/unit/dicom/test_references.py", "tests/unit/dicom/test_select.py",
          "tests/unit/dicom/test_select_codes.py", "tests/unit/dicom/test_tone_bounds.py",
          "tests/unit/dicom/test_codestream_bounds.py", "tests/unit/dicom/test_pixels_bounds.py",
+         "tests/unit/dicom/test_codecs_bounds.py",
          "tests/unit/dicom/test_orientation.py", "tests/unit/dicom/test_header.py", "tests/unit/dicom/test_read.py",
          "tests/unit/dicom/test_pixels.py"),
     ),
