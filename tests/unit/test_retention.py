@@ -106,7 +106,7 @@ def test_what_is_committed_goes_after_its_days_and_not_before(database: Database
     assert not files(tmp_path)
     assert not (tmp_path / "spool" / study_uid(1)).exists()
     (first, second) = records(database, "spool_deleted")
-    assert first.study_instance_uid == study_uid(1)
+    assert (first.study_instance_uid, first.actor) == (study_uid(1), "retention")
     assert first.sop_instance_uid == f"{study_uid(1)}.1.1"
     assert first.detail == {"sha256": "a" * 64, "path": spooled(1, 1).as_posix()}
     assert second.sop_instance_uid == f"{study_uid(1)}.1.2"

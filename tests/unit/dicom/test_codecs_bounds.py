@@ -100,8 +100,8 @@ def test_bytes_are_read_in_the_order_that_the_transfer_syntax_says() -> None:
 def test_colour_is_its_luminance() -> None:
     rgb = np.zeros((4, 6, 3), np.uint8)
     rgb[0, 0], rgb[0, 1], rgb[0, 2], rgb[0, 3] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-    said: dict[str, Any] = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8,
-            "BitsStored": 8, "HighBit": 7}  # fmt: skip
+    said: dict[str, Any] = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0,
+                            "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}  # fmt: skip
     found = codes(film(rgb, **said))
     assert found.codes[0, :4].tolist() == [76, 150, 29, 255]  # ITU-R BT.601
     assert (found.bits, found.colour) == (8, True)
