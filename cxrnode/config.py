@@ -82,13 +82,14 @@ class Node(Table):
 class Allowed(Table):
     """A peer that may store.
 
-    port: where it takes the answers to its storage commitment requests. certificate: it must show a client certificate
-    with one of these identities.
+    port: where it takes the answers to its storage commitment requests; tls: over TLS, by [send.tls]. certificate: it
+    must show a client certificate with one of these identities.
     """
 
     ae_title: AETitle
     host: Host
     port: Port | None = None
+    tls: bool = False
     certificate: tuple[CertificateIdentity, ...] = ()
 
     @field_validator("certificate", mode="before")
@@ -282,13 +283,18 @@ class Config(Table):
         """Where the node listens: the key that sets a port -> the port."""
         return _dicom_ports(self.node, self.receive)
 
+    @field_validator("send")
+    @classmethod
+    def _serves_answers(cls, send: Send, info: ValidationInfo) -> Send:
+        receive: Receive | None = info.data.get("receive")
+        _needs_send_tls(send, [a.ae_title for a in receive.allow if a.tls] if receive else [])
+        return send
+
     @field_validator("destination")
     @classmethod
     def _tell_apart(cls, entries: tuple[DestinationEntry, ...], info: ValidationInfo) -> tuple[DestinationEntry, ...]:
         _refuse_twins([d.name for d in entries])
-        send: Send | None = info.data.get("send")
-        if send and send.tls is None and (named := [d.name for d in entries if d.tls]):
-            raise ValueError(f"{', '.join(named)}: tls = true needs the table [send.tls] with at least its ca")
+        _needs_send_tls(info.data.get("send"), [d.name for d in entries if d.tls])
         return entries
 
     @field_validator("http")
@@ -304,6 +310,11 @@ def _dicom_ports(node: Node | None, receive: Receive | None) -> dict[str, int]:
     """None: a table at fault."""
     ports = {"node.port": node.port} if node and (receive is None or receive.plain) else {}
     return ports | ({"receive.tls.port": receive.tls.port} if receive and receive.tls else {})
+
+
+def _needs_send_tls(send: Send | None, named: list[str]) -> None:
+    if send and send.tls is None and named:
+        raise ValueError(f"{', '.join(named)}: tls = true needs the table [send.tls] with at least its ca")
 
 
 def _refuse_twins(names: list[str]) -> None:

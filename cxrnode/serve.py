@@ -52,7 +52,11 @@ from cxrnode.words import counted
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
     from cxrnode.analyse import Analyser
 
-_TLS = {"intake": {"receive.tls"}, "analyse": set[str](), "deliver": {"send.tls", "audit.syslog"}}  # a stage's tables
+_TLS = {
+    "intake": {"receive.tls", "send.tls"},
+    "analyse": set[str](),
+    "deliver": {"send.tls", "audit.syslog"},
+}  # a stage's tables
 _RELOAD_POLL_S = 0.5
 _ORPHANS_S = 30.0  # for the stages of a node that was killed to end
 _FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
@@ -158,7 +162,7 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
         )  # fmt: skip
         answers = CommitmentAnswers(
             database=database, commitments=Commitments("intake"), root=config.node.data_dir,
-            calling_ae_title=config.node.ae_title, peers=_commitment_peers(config),
+            calling_ae_title=config.node.ae_title, peers=_commitment_peers(config, tls),
         )  # fmt: skip
         handlers = Handlers(
             store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
@@ -203,9 +207,11 @@ def _listeners(config: Config, incoming: Path, tls: LiveTls) -> list[ListenerOpt
     return listeners
 
 
-def _commitment_peers(config: Config) -> Mapping[tuple[str, str], Destination]:
+def _commitment_peers(config: Config, tls: LiveTls) -> Mapping[tuple[str, str], Destination]:
+    """Where the answers to their requests go."""
+    secure = tls.get("send.tls")
     return {
-        (a.ae_title, a.host): Destination(ae_title=a.ae_title, host=a.host, port=a.port)
+        (a.ae_title, a.host): Destination(ae_title=a.ae_title, host=a.host, port=a.port, tls=secure if a.tls else None)
         for a in config.receive.allow
         if a.port
     }

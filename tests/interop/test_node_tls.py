@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from cxrnode.config import load_config
 from cxrnode.doctor import diagnose
@@ -74,6 +75,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
     node = Node(
         folder=folder / "node",
         receive="plain = false",
+        answers=f"port = {pacs_port}, tls = true",
         extra=f"""
 [receive.tls]
 port = {node_port}
@@ -102,6 +104,17 @@ def test_a_study_comes_and_its_results_go_and_are_committed_over_tls(tls: Tls, t
     (study,) = tls.orthanc.find("Study", StudyInstanceUID=study_uid(1))
     tls.orthanc.store(study, "cxrnode")
     tls.await_committed(1)
+
+
+def test_the_pacs_asks_the_node_to_commit_and_is_answered_over_tls(tls: Tls, tmp_path: Path) -> None:
+    path = film(tmp_path, 6)
+    ds = dcmread(path)
+    tls.orthanc.upload(path.read_bytes())
+    (study,) = tls.orthanc.find("Study", StudyInstanceUID=study_uid(6))
+    tls.orthanc.store(study, "cxrnode")
+    objects = {"DicomInstances": [[ds.SOPClassUID, ds.SOPInstanceUID]]}
+    asked = tls.orthanc.post_json("/modalities/cxrnode/storage-commitment", objects)
+    await_true(lambda: tls.orthanc.get_json(asked["Path"])["Status"] == "Success", lambda: tls.node.log[-3000:])
 
 
 @pytest.mark.parametrize(("number", "who"), [(2, "anonymous"), (3, "foreign")])

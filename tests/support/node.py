@@ -40,6 +40,7 @@ class Node:
     extra: str = ""  # more TOML
     receive: str = ""  # more keys of [receive]
     allow: Sequence[str] = ()  # more entries of [receive] allow
+    answers: str = ""  # keys of Orthanc's entry there: where its storage commitment answers go, and how
     port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -63,11 +64,11 @@ class Node:
             f"storage_commitment = {str(self.commitment).lower()}"
             for name, ae, port in self.destinations
         )
-        back = self.destinations[0][2] if self.destinations else 104
+        answers = self.answers or f"port = {self.destinations[0][2] if self.destinations else 104}"
         self.config.write_text(
             f'[node]\nport = {self.port}\ndata_dir = "var"\ndatabase = "{self.database}"\n'
             f'[receive]\nallow = [{{ ae_title = "{SENDER}", host = "127.0.0.1" }}, '
-            f'{{ ae_title = "ORTHANC", host = "127.0.0.1", port = {back} }}, '
+            f'{{ ae_title = "ORTHANC", host = "127.0.0.1", {answers} }}, '
             f'{{ ae_title = "ER", host = "127.0.0.1" }}{"".join(f", {entry}" for entry in self.allow)}]\n'
             f"disk_watermark_mb = {self.watermark_mb}\n{self.receive}\n"
             f'[analyse]\nstat = [{{ calling_ae = "ER" }}]\n'

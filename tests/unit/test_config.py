@@ -164,6 +164,8 @@ FAULTS = [
     (PACS.replace("pacs", "a b"), 'destination[0].name = "a b"', "letters, digits"),
     (PACS + PACS, "destination: pacs: is there twice", "destination = ["),
     (PACS + "tls = true", "destination: pacs: tls = true needs the table [send.tls]", "destination = ["),
+    ("[receive]\nallow = [{ ae_title = 'A', host = 'a', port = 104, tls = true }]",
+     "send: A: tls = true needs the table [send.tls]", "send = {"),
     ("[http]\nport = 11112", "http: http.port = 11112, node.port = 11112: each needs its own port", "http = {"),
     (WHOLE.replace("port = 2762", "port = 8080"), "receive.tls.port = 8080: each needs its own port", "http = {"),
     (
@@ -202,7 +204,7 @@ def test_a_certificate_is_named_in_one_form(folder: Path) -> None:
     pairs = ":".join(digits[i : i + 2] for i in range(0, 64, 2))
     for named in (f'"{digits}"', f'["{pairs}"]'):
         text = WHOLE.replace('certificate = "ct1.hospital.example"', f"certificate = {named}")
-        assert load(folder, text).receive.allow[1].certificate == (digits.lower(),)
+        assert load(folder, text).receive.allow[-1].certificate == (digits.lower(),)
     text = WHOLE.replace('"ct1.hospital.example"', '["CT1.Hospital.example", " Siemens CT 1 ", "FE80::0:1"]')
     assert load(folder, text).receive.allow[1].certificate == ("ct1.hospital.example", "siemens ct 1", "fe80::1")
 
