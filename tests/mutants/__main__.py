@@ -148,7 +148,7 @@ def judge(runner: Runner, group: Group, mutant: Mutant, baseline: Any) -> str:
             files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
             timeout = _TIMEOUT_S + 3 * sum(baseline["seconds"].get(test, 0.0) for test in tests)
             killer = noticed(runner.ask(files, options=["-x"], chosen=tests, timeout=timeout))
-        if not killer and "postgresql" in mutant.function:
+        if not killer and ("postgresql" in mutant.function or "shared=" in mutant.lines(text)[0]):
             killer = noticed(runner.ask(group.tests, options=["-x", "-k", "postgresql"], timeout=10 * _TIMEOUT_S))
     finally:
         runner.write(mutant.path, text)

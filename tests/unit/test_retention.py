@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from cxrnode.commit import CommitmentAnswers
+from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.retention import Retention
 from cxrnode.store import ledger
 from cxrnode.store.commitments import Commitments
@@ -24,6 +26,7 @@ from cxrnode.store.studies import Studies
 from cxrnode.types import AuditEvent, Destination, Kind, Reason, Rejection
 from cxrnode.workers import decode
 from engines.bundle import InputShape
+from tests.support.postgres import Postgres
 from tests.support.receiving import running_node
 from tests.support.store import CR, NOW, analysed, claim, header, kinds, lease, made, received, reports, study_uid
 
@@ -236,6 +239,51 @@ def test_it_stops_between_two_studies(database: Database, tmp_path: Path) -> Non
     stopping.set()
     assert retention(database, tmp_path).sweep(stopping, now=LATER) == 0
     assert len(files(tmp_path)) == 3
+
+
+def test_a_study_at_which_something_is_wrong_keeps_its_files_and_the_next_ones_go(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for study in (1, 2):
+        take_in(database, tmp_path, study, 1)
+        report(database, tmp_path, study)
+    set_deliveries(database, COMMITTED)
+    is_over, survived = Retention._is_over, list[str]()
+
+    def fails(self: Retention, c: Connection, uid: str, now: float) -> bool:
+        if uid == study_uid(1):
+            raise KeyError("x")
+        return is_over(self, c, uid, now)
+
+    monkeypatch.setattr(Retention, "_is_over", fails)
+    monkeypatch.setattr("cxrnode.metrics.thread_survived", survived.append)
+    assert retention(database, tmp_path).sweep(now=LATER) == 3
+    assert len(files(tmp_path)) == 3
+    assert survived == ["retention"]
+    assert [r.__dict__["study_instance_uid"] for r in caplog.records if r.levelname == "ERROR"] == [study_uid(1)]
+
+
+@pytest.mark.parametrize("error", [StoreAwayError("gone"), StorageFullError("full")], ids=lambda e: type(e).__name__)
+def test_a_database_that_is_away_ends_the_pass(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    finished(database, tmp_path)
+
+    def fails(*_: object) -> bool:
+        raise error
+
+    monkeypatch.setattr(Retention, "_is_over", fails)
+    with pytest.raises(type(error)):
+        retention(database, tmp_path).sweep(now=LATER)
+
+
+def test_on_postgresql_a_pass_that_finds_nothing_old_waits_for_no_writer(postgres: Postgres, tmp_path: Path) -> None:
+    database = Database(postgres.new_database())
+    take_in(database, tmp_path, 1, 1)
+    with database.begin(), ThreadPoolExecutor(1) as pool:  # the ledger is somebody else's
+        sweep = pool.submit(retention(database, tmp_path).sweep, now=NOW)
+        assert sweep.result(20) == 0
+    database.close()
 
 
 def test_a_pass_is_due_every_hour(database: Database, tmp_path: Path) -> None:
