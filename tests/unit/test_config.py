@@ -206,7 +206,7 @@ def test_a_certificate_is_named_in_one_form(folder: Path) -> None:
         text = WHOLE.replace('certificate = "ct1.hospital.example"', f"certificate = {named}")
         assert load(folder, text).receive.allow[-1].certificate == (digits.lower(),)
     text = WHOLE.replace('"ct1.hospital.example"', '["CT1.Hospital.example", " Siemens CT 1 ", "FE80::0:1"]')
-    assert load(folder, text).receive.allow[1].certificate == ("ct1.hospital.example", "siemens ct 1", "fe80::1")
+    assert load(folder, text).receive.allow[-1].certificate == ("ct1.hospital.example", "siemens ct 1", "fe80::1")
 
 
 def test_without_the_plain_port_its_number_is_free(folder: Path) -> None:
