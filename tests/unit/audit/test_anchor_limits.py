@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO
 from pathlib import Path
@@ -141,6 +142,20 @@ def test_an_anchor_has_all_its_parts(tmp_path: Path, missing: str) -> None:
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot read the anchors in .*: No such file or directory"):
         read_anchors(tmp_path / "none")
+
+
+def test_an_anchor_is_on_the_disk_before_it_counts_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, anchor, synced = tmp_path / "a", Anchor(seq=1, hash="a" * 64, at=AT), list[str]()
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(file.read_text())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_anchor(file, anchor)
+    write_anchor(file, anchor)
+    assert synced == [anchor.line() + "\n", 2 * (anchor.line() + "\n")]
 
 
 def test_a_file_that_disagrees_takes_no_anchor(tmp_path: Path) -> None:
