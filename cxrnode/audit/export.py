@@ -43,8 +43,7 @@ def verify_export(f: TextIO, name: str, known: Mapping[int, str]) -> tuple[int, 
     if first is None:
         raise StoreError(f"{name} holds no records: name a file that cxrnode audit export wrote")
     after, prev_hash = first[0] - 1, first[6] if first[0] > 1 else ledger.GENESIS
-    here = {seq: digest for seq, digest in known.items() if seq > after}
-    return after, ledger.check_chain(chain([first], rows), here, after=after, prev_hash=prev_hash)
+    return after, ledger.check_chain(chain([first], rows), known, after=after, prev_hash=prev_hash)
 
 
 def _records(f: Iterable[str], name: str) -> Iterator[ledger.Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from datetime import UTC, datetime, timedelta, timezone
@@ -221,6 +222,9 @@ def test_the_first_record_must_follow_nothing(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in exported(database).splitlines())
     database.close()
     first["prev_hash"] = "f" * 64
+    del first["hash"]
+    canonical = json.dumps(first, sort_keys=True, separators=(",", ":"))  # hashed again, as a forger would
+    first["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
     assert verify_export(StringIO(f"{json.dumps(first)}\n"), "x", {})[1].broken == 1
     second["prev_hash"] = "f" * 64  # its hash no longer fits
     assert verify_export(StringIO(f"{json.dumps(second)}\n"), "x", {})[1].broken == 2

@@ -19,7 +19,7 @@ import pytest
 from cxrnode.audit import atna, forward
 from cxrnode.audit.atna import Source
 from cxrnode.audit.forward import Forwarder, sent_up_to, unconfirmed_since
-from cxrnode.audit.syslog import SyslogError, SyslogServer
+from cxrnode.audit.syslog import SyslogConnection, SyslogError, SyslogServer
 from cxrnode.patience import Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -153,6 +153,22 @@ def test_who_forgets_to_say_goodbye_has_read_all(database: Database, tmp_path: P
         since = unconfirmed_since(c)
         assert since
         assert abs((datetime.now(UTC) - since).total_seconds()) < 60
+
+
+def test_what_the_other_machine_has_not_acknowledged_is_not_confirmed(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended the connection in good order, and bytes were still on their way (RFC 9293 section 3.6.1)."""
+    for waiting in (0, 1):
+        with bad_server(authority, syslog.forgets_close_notify) as bad:
+            connection = bad.server(authority, timeout_s=5.0).connect()
+            connection.send(b"5 <85>1")
+            monkeypatch.setattr(SyslogConnection, "_unacknowledged", lambda _self, n=waiting: n)
+            if waiting:
+                with pytest.raises(SyslogError, match=r"did not confirm \(it did not read all\)"):
+                    connection.confirm()
+            else:
+                connection.confirm()
 
 
 def test_a_recovery_is_told(

@@ -92,3 +92,39 @@ def test_an_order_takes_the_study_s_accession_number_only_where_it_can_be_read()
     assert found[ACCESSION] == b""
     (found,) = requests([analysed(film(1, own, AccessionNumber="A1"))])
     assert found[ACCESSION] == b"A1"
+
+
+def test_an_order_is_carried_over_whole() -> None:
+    def named(keyword: str, value: str) -> Dataset:
+        return order(**{keyword: value})
+
+    whole = order(
+        AccessionNumber="A1", PlacerOrderNumberImagingServiceRequest="P1", FillerOrderNumberImagingServiceRequest="F1",
+        RequestedProcedureID="R1", RequestedProcedureDescription="Chest",
+    )  # fmt: skip
+    whole.IssuerOfAccessionNumberSequence = [named("LocalNamespaceEntityID", "RIS1")]
+    whole.OrderPlacerIdentifierSequence = [named("LocalNamespaceEntityID", "PLACE1")]
+    whole.OrderFillerIdentifierSequence = [named("UniversalEntityID", "1.2.36")]
+    data = encode(build_sr([analysed(film(1, whole, AccessionNumber="A1"))], context()))
+    (request,) = decode(data).ReferencedRequestSequence
+    assert request.StudyInstanceUID == "2.25.77"
+    assert [len(request[k].value) for k in ("ReferencedStudySequence", "RequestedProcedureCodeSequence")] == [0, 0]
+    for keyword in (
+        "AccessionNumber", "PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest",
+        "RequestedProcedureID", "RequestedProcedureDescription", "IssuerOfAccessionNumberSequence",
+        "OrderPlacerIdentifierSequence", "OrderFillerIdentifierSequence",
+    ):  # fmt: skip
+        assert request[keyword].value == whole[keyword].value
+    assert "SpecificCharacterSet" not in request
+    own = order(RequestedProcedureDescription="ρ")
+    own.SpecificCharacterSet = "ISO_IR 126"
+    (found,) = requests([analysed(film(1, own))])
+    assert found[TERMS] == b"ISO_IR 126"
+
+
+def test_what_an_order_does_not_say_is_empty_where_it_must_stand() -> None:
+    """Type 2 of PS3.3 table C.17-2."""
+    (found,) = requests([analysed(film(1, order(RequestedProcedureID="R"), AccessionNumber=""))])
+    assert {k: v for k, v in found.items() if k != STUDY} == {
+        ACCESSION: b"", PROCEDURE_ID: b"R ", "00321060": b"", "00402016": b"", "00402017": b"",
+    }  # fmt: skip

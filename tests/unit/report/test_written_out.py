@@ -12,6 +12,7 @@ import pytest
 from pydicom import Dataset
 
 from cxrnode.report.capture import build_capture
+from cxrnode.report.content import concept, dcm
 from cxrnode.report.encode import decode, encode
 from cxrnode.report.sr import build_sr
 from cxrnode.types import ImageResult, Kind, Reason, ResultObject
@@ -300,3 +301,16 @@ def test_the_procedure_is_a_chest_x_ray_where_one_of_the_images_may_be(reasons: 
     ds = read([rejected(reason=reason) for reason in reasons])
     (item,) = [i for i in ds.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "121058"]
     assert coded(item.ConceptCodeSequence) == procedure
+
+
+def test_a_result_reads_back_as_it_was_encoded(recwarn: pytest.WarningsRecorder) -> None:
+    ds = build_sr(SCENARIOS["mixed"](), HERE)
+    again = decode(encode(ds))
+    assert [e.tag for e in again] == [e.tag for e in ds]  # nothing of the file's meta information
+    assert not recwarn.list
+    assert encode(again) == encode(ds)
+
+
+def test_a_code_that_is_said_a_hundred_times_is_made_once() -> None:
+    assert concept(dcm("121071", "Finding")) is concept(dcm("121071", "Finding"))
+    assert concept(dcm("121071", "Other")).CodeMeaning == "Other"
