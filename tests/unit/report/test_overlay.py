@@ -205,6 +205,16 @@ def test_a_map_of_a_tenth_of_the_scale_leaves_the_film_as_it_is() -> None:
     assert (draw(0.3)[118:932] != GREY).any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_map_of_nothing_has_no_scale_where_the_bundle_states_none() -> None:
+    manifest = make_bundle().manifest.model_copy(update={"calibration": {}})
+    bundle = replace(make_bundle(), manifest=manifest, digest="states nothing")
+    film, heat = np.full((512, 420), GREY, np.uint8), np.zeros((5, 5), np.float32)
+    assert (draw_overlay(film, heat, predicted(), context(bundle))[118:932] == GREY).all()
+    picture = draw_overlay(film, heat + np.float32(0.25), predicted(), context(bundle))  # then by its own maximum
+    assert picture[500, 300] == pytest.approx(blended(1.0, GREY), abs=2)
+
+
 def test_the_opacity_by_the_level_of_the_map() -> None:
     assert overlay._ALPHA[:27].max() == 0
     assert (np.diff(overlay._ALPHA.astype(int)) >= 0).all()
