@@ -25,6 +25,7 @@ _ENCAPSULATED = frozenset(
 def walk(value: bytes) -> int:
     """The offset of the sequence delimitation item. Raises Rejected: TRUNCATED, UNDECODABLE
     at a foreign tag, TOO_LARGE."""
+    at = 0
     for _start, end in _items(value):
         at = end
     return at
@@ -57,8 +58,6 @@ def _items(value: bytes, *, delimited: bool = True) -> Iterator[tuple[int, int]]
         tag, length = struct.unpack_from("<LL", value, at)
         at += 8
         if tag == _DELIMITER:
-            if delimited:
-                yield at - 8, at - 8
             return
         if tag != _ITEM:
             raise Rejected(Reason.UNDECODABLE, "the encapsulated pixel data are no sequence of items")

@@ -16,8 +16,10 @@ from cxrnode.store.objects import add_result
 from cxrnode.store.outbox import Delivery, Outbox
 from cxrnode.store.queue import Lease, Queue
 from cxrnode.store.schema import commitment_request, delivery
+from cxrnode.store.studies import Studies
 from cxrnode.types import AuditEvent, Kind
-from tests.support.store import CR, NOW, header, made, received, study_uid
+from tests.support.postgres import Postgres
+from tests.support.store import CR, NOW, analysed, header, lease, made, received, study_uid
 
 DAY = 86_400.0
 OUTBOX, COMMITMENTS = Outbox("test", ae_titles={"near": "ARCHIVE"}), Commitments("test")
@@ -325,3 +327,25 @@ def test_held_is_what_was_received_as_asked_for_and_in_that_order(c: Connection)
     held = COMMITMENTS.held(c, [two, other_class, one])
     assert list(held) == [two, one]
     assert held[one] == [Path(f"spool/{one[1]}.{digest}.dcm") for digest in "ab"]
+
+
+# -- two at once
+
+
+def test_on_postgresql_a_claim_passes_over_what_another_one_is_taking(postgres: Postgres) -> None:
+    """It neither waits for the other transaction nor takes the same."""
+    database = Database(postgres.new_database())
+    queue, studies = Queue("test"), Studies("test")
+    with database.begin() as c:
+        queue.receive(c, [received(n, 1) for n in range(1, 5)])
+        for done in queue.claim(c, lease(), limit=2, idle=True):
+            queue.finish(c, analysed(done), owner="a")
+        OUTBOX.enqueue(c, ["2.25.1", "2.25.2"], ["near"], now=NOW)
+    with database.begin(shared=True) as c, database.begin(shared=True) as other:
+        assert [d.made.sop_instance_uid for d in take(c, limit=1)] == ["2.25.1"]
+        assert [d.made.sop_instance_uid for d in take(other, owner="b")] == ["2.25.2"]
+        assert [j.id for j in queue.claim(c, lease(), limit=1, idle=True)] == [3]
+        assert [j.id for j in queue.claim(other, lease("b"), limit=9, idle=True)] == [4]
+        assert [s.study_instance_uid for s in studies.claim(c, lease(), quiet_s=0, limit=1)] == [study_uid(1)]
+        assert [s.study_instance_uid for s in studies.claim(other, lease("b"), quiet_s=0, limit=9)] == [study_uid(2)]
+    database.close()

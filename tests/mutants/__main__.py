@@ -148,11 +148,17 @@ def judge(runner: Runner, group: Group, mutant: Mutant, baseline: Any) -> str:
             files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
             timeout = _TIMEOUT_S + 3 * sum(baseline["seconds"].get(test, 0.0) for test in tests)
             killer = noticed(runner.ask(files, options=["-x"], chosen=tests, timeout=timeout))
-        if not killer and ("postgresql" in mutant.function or "shared=" in mutant.lines(text)[0]):
+        if not killer and means_postgresql(mutant, text):
             killer = noticed(runner.ask(group.tests, options=["-x", "-k", "postgresql"], timeout=10 * _TIMEOUT_S))
     finally:
         runner.write(mutant.path, text)
     return killer
+
+
+def means_postgresql(mutant: Mutant, text: str) -> bool:
+    """Whether the line means something on PostgreSQL alone."""
+    here = mutant.lines(text)[0]
+    return "postgresql" in mutant.function or "shared=" in here or "skip_locked" in here
 
 
 def noticed(answer: Any) -> str:

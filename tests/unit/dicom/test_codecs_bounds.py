@@ -9,6 +9,7 @@ import pytest
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from cxrnode.dicom import budget
 from cxrnode.dicom.codecs import Codes, _check_stream, decode, layout
@@ -136,3 +137,24 @@ def test_a_codestream_that_is_larger_than_declared_is_not_decoded(said: dict[str
         return
     with pytest.raises(Rejected, match=why):
         _check_stream(stream, layout(film()))
+
+
+def test_a_data_set_without_a_transfer_syntax_is_explicit_little_endian() -> None:
+    ds = film()
+    del ds.file_meta.TransferSyntaxUID
+    assert codes(ds).codes.tolist() == codes(film()).codes.tolist()
+    del ds.file_meta
+    assert codes(ds).codes.tolist() == codes(film()).codes.tolist()
+
+
+def test_run_lengths_are_decoded_by_both_ways() -> None:
+    from tests.unit.dicom.test_flat_bounds import packed, rle
+
+    values = np.arange(24, dtype="<u2") * 170
+    high, low = (values >> 8).astype("u1").tobytes(), (values & 0xFF).astype("u1").tobytes()
+    frame = rle(packed(high), packed(low))
+    ds = film(PixelData=encapsulate([frame]))
+    ds.file_meta.TransferSyntaxUID = uids.RLELossless
+    ds["PixelData"].is_undefined_length = True
+    for fast in (True, False):
+        assert codes(ds, fast=fast).codes.tolist() == values.reshape(4, 6).tolist()

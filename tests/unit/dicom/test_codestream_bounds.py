@@ -118,3 +118,11 @@ def test_tiles_are_counted_with_those_that_are_cut(tile: tuple[int, int], tiles:
 def test_an_image_that_is_offset_is_not_halved() -> None:
     assert (said(j2k(left=1)).levels, said(j2k(left=1)).columns) == (0, 199)
     assert (said(j2k(top=1)).levels, said(j2k(top=1)).rows) == (0, 299)
+
+
+def test_what_a_tile_says_of_itself_counts_for_no_other() -> None:
+    """COD stands in the main header; in a tile's own header it is that tile's."""
+    whole = j2k()
+    at = whole.index(b"\xff\x52")
+    of_tile = whole[:at] + segment(0x90, bytes(8)) + whole[at:]
+    assert (said(of_tile).levels, said(of_tile).lossy) == (0, False)

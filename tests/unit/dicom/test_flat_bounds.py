@@ -21,13 +21,14 @@ from cxrnode.dicom import budget
 from cxrnode.dicom.budget import Budget
 from cxrnode.dicom.flat import LONG_VRS, SHORT_VRS, UNDEFINED, FlatReader, Inflated, Stream, is_explicit
 from cxrnode.dicom.fragments import fragments, walk
-from cxrnode.dicom.header import instance_header
+from cxrnode.dicom.header import image_result, instance_header
 from cxrnode.dicom.needed import KEPT, TAGS
 from cxrnode.dicom.read import read_instance
 from cxrnode.dicom.runlength import decode_planes
 from cxrnode.dicom.scu import Answer
+from cxrnode.dicom.text import text_of
 from cxrnode.errors import Rejected
-from cxrnode.types import Reason
+from cxrnode.types import Prediction, Reason, Rejection, StoredImage
 from tests.support.make_dicom import chest, to_bytes
 
 STOP = 0x7FE00010
@@ -358,6 +359,16 @@ def test_pydicom_says_nothing_in_any_process_of_the_node() -> None:
     assert done.returncode == 0, done.stderr
     assert said not in done.stderr + done.stdout
     assert "of others" in done.stderr
+
+
+def test_a_stored_image_is_read_back_with_all_that_was_said_of_it() -> None:
+    kept = instance_header(read_instance(to_bytes(chest(64, 64, overrides={"PatientID": "P1"})))).kept
+    why, numbers = Rejection(reason=Reason.LATERAL), Prediction(
+        probabilities=(1.0,), class_index=0, cam_max=1.0, engine="cpu"
+    )  # fmt: skip
+    found = image_result(StoredImage(kept_header=kept, pixel_digest="d", prediction=numbers, rejection=why))
+    assert (found.pixel_digest, found.prediction, found.rejection) == ("d", numbers, why)
+    assert text_of(found.source, "PatientID") == "P1"
 
 
 # -- what a peer's answer means (PS3.4 table B.2-1, PS3.7 annex C)

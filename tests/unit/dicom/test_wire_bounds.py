@@ -26,7 +26,7 @@ from cxrnode.dicom.dimse import (
     even,
     fragments,
 )
-from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, is_ae_title
+from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, RESEARCH_USE, is_ae_title
 from cxrnode.dicom.limits import Gate
 from cxrnode.dicom.sockets import INVALID_PARAMETER, Malformed
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID, derive_uid, is_valid_uid
@@ -302,3 +302,4 @@ def test_a_report_lists_what_is_kept_and_what_is_not_with_its_reason() -> None:
 def test_the_loop_guard_knows_the_results_of_every_version() -> None:
     """Results of years ago come back from an archive: the name that they carry never changes."""
     assert (MANUFACTURER, MODEL_NAME) == ("cxrnode", "cxrnode chest radiograph analysis")
+    assert RESEARCH_USE == "Research use only. Not for diagnostic use."
