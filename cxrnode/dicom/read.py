@@ -116,9 +116,7 @@ class _Opened:
         implicit, little = self.reader.implicit, self.reader.little
         _complete_meta(self.meta, implicit=implicit, little=little)
         encoded = verbatim(found, KEPT_TAGS)
-        ds = SourceDataset(
-            "", found, preamble=b"\0" * 128, file_meta=self.meta, is_implicit_VR=implicit, is_little_endian=little
-        )
+        ds = SourceDataset("", found, preamble=b"\0" * 128, file_meta=self.meta)
         ds.encoded = encoded
         ds.set_original_encoding(implicit, little, found.original_character_set)
         settle(ds)

@@ -65,6 +65,8 @@ def test_a_heartbeat_a_release_and_a_hand_back_touch_nobody_else_s(database: Dat
         assert [s.study_instance_uid for s in ready(c, owner="a", limit=1)] == [study_uid(1)]
         assert [s.study_instance_uid for s in ready(c, owner="b", limit=1)] == [study_uid(2)]
         assert (STUDIES.claimed_by(c, "a"), STUDIES.claimed_by(c, "b")) == ({study_uid(1)}, {study_uid(2)})
+        STUDIES.release(c, "nobody")
+        assert STUDIES.claimed_by(c, "a") | STUDIES.claimed_by(c, "b") == {study_uid(1), study_uid(2)}
         STUDIES.heartbeat(c, lease("a", NOW + 100))
         query = select(study.c.lease_until).order_by(study.c.study_instance_uid)
         assert list(c.execute(query).scalars()) == [NOW + 160, NOW + 60]

@@ -23,7 +23,7 @@ from cxrnode.dicom.flat import LONG_VRS, SHORT_VRS, UNDEFINED, FlatReader, Infla
 from cxrnode.dicom.fragments import fragments, walk
 from cxrnode.dicom.header import image_result, instance_header
 from cxrnode.dicom.needed import KEPT, TAGS
-from cxrnode.dicom.read import read_instance
+from cxrnode.dicom.read import read_header, read_instance
 from cxrnode.dicom.runlength import decode_planes
 from cxrnode.dicom.scu import Answer
 from cxrnode.dicom.text import text_of
@@ -343,6 +343,23 @@ def test_the_store_s_header_names_patient_and_order() -> None:
     assert (found.patient_id, found.accession_number) == ("P1", "A1")
     uids = (found.study_instance_uid, found.series_instance_uid, found.sop_instance_uid, found.sop_class_uid)
     assert uids == (ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, ds.SOPClassUID)
+
+
+def test_a_header_is_read_to_its_end_only_where_that_is_asked_for() -> None:
+    cut = to_bytes(chest(64, 64))[:-1]
+    assert read_header(BytesIO(cut)).Rows == 64
+    with pytest.raises(Rejected) as caught:
+        read_header(BytesIO(cut), whole=True)
+    assert caught.value.rejection.reason is Reason.TRUNCATED
+    assert read_header(BytesIO(to_bytes(chest(64, 64))), whole=True).Rows == 64
+
+
+@pytest.mark.parametrize("first", ["LanguageCodeSequence", "SpecificCharacterSet"])
+def test_a_data_set_may_begin_with_an_element_of_either_length(first: str) -> None:
+    ds = chest(64, 64, overrides={"SpecificCharacterSet": None})
+    setattr(ds, first, [] if first.endswith("Sequence") else "ISO_IR 100")
+    found = read_instance(to_bytes(ds))
+    assert (found.SOPInstanceUID, found.Rows) == (ds.SOPInstanceUID, 64)
 
 
 def test_pydicom_says_nothing_in_any_process_of_the_node() -> None:

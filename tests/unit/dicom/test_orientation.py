@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from cxrnode.dicom.orientation import lie_of
+from cxrnode.dicom.orientation import Lie, lie_of
 from cxrnode.dicom.pixels import load_grey
 from cxrnode.types import FloatArray
 from tests.support.make_dicom import chest, phantom
@@ -75,3 +75,13 @@ def test_patient_orientation_wins_over_the_field_of_view(rotation: str, flip: st
     assert np.array_equal(pixels(film(PICTURE, **said)), pixels(film(PICTURE)))
     lying = film(LYING["H", "L"], PatientOrientation=["H", "L"], **said)
     assert np.abs(pixels(lying) - PICTURE).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "frontal", "upright"),
+    [("L", "F", True, True), ("R", "F", True, False), ("L", "H", True, False), ("F", "L", True, False),
+     ("A", "F", False, False), ("L", "P", False, False), ("P", "A", False, False)],
+)  # fmt: skip
+def test_what_is_frontal_and_what_is_upright(rows: str, columns: str, frontal: bool, upright: bool) -> None:
+    lie = Lie(rows=rows, columns=columns)
+    assert (lie.is_frontal, lie.is_upright, str(lie)) == (frontal, upright, f"{rows}\\{columns}")
