@@ -17,7 +17,7 @@ def is_valid_uid(uid: object) -> bool:
     correct a UID that others know, would be worse.
     """
     text = str(uid)
-    return 0 < len(text) <= 64 and _UID.fullmatch(text) is not None
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def derive_uid(*causes: str) -> str:
