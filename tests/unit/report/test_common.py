@@ -196,6 +196,8 @@ def test_what_differs_is_named_in_order() -> None:
     ]  # fmt: skip
     assert differences([header(overrides=one), header(overrides={**one, "PatientName": "A^C"})]) == ["PatientName"]
     assert differences([header(overrides=one), header(overrides=dict.fromkeys(one, ""))]) == []
+    assert differences([header(overrides={"PatientName": n}) for n in ("DOE^MAX", "DOE^MA")]) == ["PatientName"]
+    assert differences([header(overrides={"PatientName": n}) for n in ("Doe^Max", "DOE^MAX^ ^")]) == []
 
 
 # --- coding schemes, reasons

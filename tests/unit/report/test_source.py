@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from pydicom import Dataset
+from pydicom.tag import Tag
 
+from cxrnode.dicom.verbatim import Encoded
 from cxrnode.errors import ResultError
 from cxrnode.report.source import Header, ascii_text
 from tests.support.results import header
+
+PATIENT_ID = Tag(0x00100020)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +30,9 @@ from tests.support.results import header
         ("FrameOfReferenceUID", "UI", b"1.2.x", ""),
         ("TimezoneOffsetFromUTC", "SH", b"+0100 ", "+0100"),
         ("SeriesNumber", "US", b"\7\0", ""),
+        ("SeriesNumber", "IS", b"7\xff", ""),
+        ("LossyImageCompressionMethod", "CS", b"X_RAY_X ", "X_RAY_X"),
+        ("LossyImageCompressionMethod", "CS", b"X\\Y", "X"),
     ],
 )
 def test_what_is_read_is_valid_for_its_vr(keyword: str, vr: str, value: bytes, expected: str) -> None:
@@ -62,3 +70,24 @@ def test_what_cannot_be_copied_whole_is_refused(keyword: str, vr: str, value: by
 
 def test_our_own_words_fit_every_character_set() -> None:
     assert ascii_text("1.0\\β~ Röntgen Façade") == "1.0/?- Rontgen Facade"
+    assert ascii_text("Ä\u0301 a\\b~c X") == "A a/b-c X"
+
+
+@pytest.mark.parametrize(
+    ("vr", "value", "fault"),
+    [
+        ("OB", b"4711", "OtherPatientIDsSequence > PatientID of the source is no text"),
+        ("LO", b"7" * 65535, "OtherPatientIDsSequence > PatientID of the source is longer than 64 KiB"),
+        ("LO", b"7" * 65534, None),
+    ],
+)
+def test_an_item_of_a_sequence_is_copied_whole_or_refused(vr: str, value: bytes, fault: str | None) -> None:
+    source, first, second = Dataset(), Dataset(), Dataset()
+    first[PATIENT_ID] = Encoded(PATIENT_ID, "LO", b"1 ")
+    second[PATIENT_ID] = Encoded(PATIENT_ID, vr, value)
+    source.OtherPatientIDsSequence = [first, second]
+    if fault is None:
+        assert Header(source).copy("OtherPatientIDsSequence") is source["OtherPatientIDsSequence"]
+        return
+    with pytest.raises(ResultError, match=f"^{fault}, so it cannot be copied whole: correct it in the source"):
+        Header(source).copy("OtherPatientIDsSequence")
