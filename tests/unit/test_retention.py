@@ -219,6 +219,22 @@ def test_a_pass_looks_only_at_studies_that_are_old_enough_and_have_files(
     assert looked_at == [study_uid(1)] * is_old
 
 
+def test_studies_are_asked_for_two_hundred_at_a_time(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[int] = []
+
+    def old(_self: Retention, uids: list[str], _now: float) -> list[str]:
+        pages.append(len(uids))
+        return []
+
+    monkeypatch.setattr(Retention, "_old", old)
+    for n in range(401):
+        (tmp_path / "spool" / study_uid(n)).mkdir(parents=True)
+    retention(database, tmp_path).sweep(now=LATER)
+    assert pages == [200, 200, 1]
+
+
 def test_a_result_that_was_made_again_after_it_was_deleted_is_deleted_again_and_recorded_again(
     database: Database, tmp_path: Path
 ) -> None:
