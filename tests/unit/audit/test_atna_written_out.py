@@ -320,6 +320,13 @@ def test_an_instance_without_a_study_stands_for_itself() -> None:
     ]
 
 
+def test_the_type_of_an_instance_s_id_is_said_in_words() -> None:
+    (code, _) = read(event("refused", sop_instance_uid="1.2.3.4")).iter("ParticipantObjectIDTypeCode")
+    assert code.attrib == {
+        "csd-code": "sop_instance_uid", "codeSystemName": "99CXRNODE", "originalText": "SOP Instance UID",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("number", "listed"), [(50, 50), (51, 50), (5000, 50)])
 def test_instances_are_counted_and_the_first_fifty_of_a_class_listed(number: int, listed: int) -> None:
     uids = [f"1.2.{n}" for n in range(number)]
