@@ -71,8 +71,8 @@ def test_what_was_understood(tmp_path: Path) -> None:
     assert understood == [
         f"node: CXRNODE on 127.0.0.1:11112, data in {tmp_path / 'var'}",
         "database: postgresql+psycopg://db.example/cxrnode",
-        "receive: PACS from 127.0.0.1, CT1 from 127.0.0.1 (TLS, certificate ct1.hospital.example); "
-        "at least 2048 MB stay free",
+        "receive: PACS from 127.0.0.1, PACS2 from 127.0.0.1, "
+        "CT1 from 127.0.0.1 (TLS, certificate ct1.hospital.example); at least 2048 MB stay free",
         "receive with TLS: 127.0.0.1:2762, client certificates required, own certificate until 2041-02-03",
         "analyse: bundle default, engine auto, up to 16 images a batch; "
         "before the rest: RequestedProcedurePriority = STAT, what ER sends",
