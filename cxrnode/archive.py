@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxrnode.container import COMPRESSED, recognise
+from cxrnode.container import COMPRESSED, is_empty_tar, recognise
 from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.dicomdir import file_ids, is_dicomdir
 from cxrnode.errors import ArchiveError, CxrnodeError, Damaged, Rejected, unexpected
@@ -150,6 +150,8 @@ class _Walk:
             elif kind:
                 yield refused(path, unreadable(f"{kind}: not opened here; unpack it and give the folder"))
             else:
+                if is_empty_tar(f):
+                    self.on_empty(path)
                 item = Item(path=path_text(path), at=Location(container=str(real)))
                 size = os.fstat(f.fileno()).st_size
                 yield item.refused(too_large(size).rejection) if size > OBJECT_BYTES else item

@@ -32,6 +32,11 @@ _MAGIC: dict[bytes, str] = {
     b"070707": "cpio archive",
     b"LZIP\x01": "lzip file",
     b"\x04\x22\x4d\x18": "lz4 file",
+    b"\x5d\0\0": "LZMA file",
+    b"\x89LZO\0\r\n": "lzop file",
+    b"\xff\x06\0\0sNaPpY": "snappy file",
+    b"StuffIt": "StuffIt archive",
+    b"SIT!": "StuffIt archive",
     b"\x1f\x9d": "compress (.Z) file",
     b"\x60\xea": "ARJ archive",
     b"xar!\0\x1c": "xar archive",
@@ -75,6 +80,14 @@ def _by_head(head: bytes) -> str | None:
         if head.startswith(magic, at):
             return kind
     return "cpio archive" if _is_binary_cpio(head) else None
+
+
+def is_empty_tar(f: BinaryIO) -> bool:
+    """Two blocks of zeros end a tar, and are all of one without members; writers fill up to some kilobytes. It may as
+    well be a film whose content was lost."""
+    f.seek(0)
+    head = f.read(_HEAD)
+    return 1024 <= len(head) < _HEAD and len(head) % 512 == 0 and not any(head)
 
 
 def _is_binary_cpio(head: bytes) -> bool:

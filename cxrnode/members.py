@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cxrnode import tar_members, zip_members
-from cxrnode.container import recognise
+from cxrnode.container import is_empty_tar, recognise
 from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.errors import Damaged, Rejected
 from cxrnode.inflate import head, unpack
@@ -114,11 +114,12 @@ def compressed_items(path: Path, f: BinaryIO, real: Path, kind: str, spool: Path
     """A compressed tar, or one compressed file."""
     try:
         f.seek(0)
-        inner = recognise(BytesIO(head(kind, f, _HEAD)))
+        content = BytesIO(head(kind, f, _HEAD))
+        inner = recognise(content)
     except Damaged as e:
         yield refused(path, unreadable(str(e)))
         return
-    if inner == "tar":
+    if inner == "tar" or is_empty_tar(content):
         yield from _compressed_tar(path, f, real, kind, spool)
     elif inner:
         yield refused(path, nested(inner))

@@ -169,7 +169,7 @@ def _check_stream(stream: Codestream, found: Layout) -> None:
     if stream.tiles > _TILES:
         raise Rejected(Reason.UNDECODABLE, f"the codestream holds {stream.tiles} tiles")
     if not stream.complete:  # most decoders would make up the rest of the picture
-        raise Rejected(Reason.TRUNCATED, "the codestream has no end marker")
+        raise Rejected(Reason.TRUNCATED, "the codestream has no end marker, or is too short for its pixels")
 
 
 def _decode_native(ds: Dataset, found: Layout, *, fast: bool) -> Codes:

@@ -32,7 +32,7 @@ class Codestream:
     signed: bool = False  # JPEG 2000 only, like `levels`
     tiles: int = 1  # JPEG 2000 only
     levels: int = 0  # of the wavelet: so often can both sides be halved while decoding
-    complete: bool = True  # ends with its end marker
+    complete: bool = True  # ends with its end marker, and is no shorter than its pixels can be coded
     lossy: bool = False
     transformed: bool | None = None  # JPEG only: whether an Adobe segment says that RGB was made YCbCr; None: none does
 
@@ -56,6 +56,16 @@ def _complete(data: bytes) -> bool:
     return b"\xff\xd9" in data[-1024:]
 
 
+def _least_bits(sof: int, rows: int, columns: int, components: int) -> int:
+    """Of one grey scan: decoders make up what a shorter one does not hold. Huffman codes have at least a bit, and a
+    block of 64 samples at least two of them; progressive scans and JPEG-LS know runs without a bound."""
+    if components != 1:
+        return 0
+    if sof == 0xC3:
+        return rows * columns
+    return 2 * -(-rows // 8) * -(-columns // 8) if sof in (0xC0, 0xC1) else 0
+
+
 def _jpeg(data: bytes) -> Codestream | None:
     """ITU-T T.81 section B.2 (and T.87 for JPEG-LS): walk the segments to the first scan."""
     at, found, transformed = 2, None, None
@@ -74,7 +84,8 @@ def _jpeg(data: bytes) -> Codestream | None:
             near = data[at + 5 + 2 * data[at + 4]] if sof == 0xF7 else 0  # T.87 section C.2.3
             return Codestream(
                 syntax=_SOF[sof], rows=rows, columns=columns, components=components, precision=precision,
-                complete=_complete(data), lossy=sof in _DCT or near > 0, transformed=transformed,
+                complete=_complete(data) and 8 * (len(data) - at) >= _least_bits(sof, rows, columns, components),
+                lossy=sof in _DCT or near > 0, transformed=transformed,
             )  # fmt: skip
         at += 2 + length
     return None

@@ -170,8 +170,8 @@ class FlatReader:
                 self.pass_over(vr, length)
                 continue
             element = self._element(self.stream, head, self.implicit, characters, 0)
-            if element is not None:
-                found[element.tag] = element
+            if element is not None and found.setdefault(element.tag, element) != element:  # which one counts?
+                raise Rejected(Reason.UNREADABLE_FILE, f"{keyword_for_tag(tag)} stands there twice, with two values")
             if tag == _CHARACTER_SET:
                 characters = _characters(element)
         return self._data_set(found, self.implicit, characters), head

@@ -27,7 +27,8 @@ KEPT = frozenset({
 GATE = frozenset({
     "ImageType", "ConversionType", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription",
     "PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
-    "BreedRegistrationSequence", "PatientSexNeutered", "AnatomicalOrientationType", "ResponsiblePersonRole",
+    "BreedRegistrationSequence", "StrainDescription", "StrainCodeSequence",
+    "PatientSexNeutered", "AnatomicalOrientationType", "ResponsiblePersonRole",
     "QualityControlImage", "QualityControlSubject", "CalibrationImage",
 })  # fmt: skip
 # look-up tables, the only large ones

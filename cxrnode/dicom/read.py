@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def read_instance(raw: bytes | Path | BinaryIO) -> SourceDataset:
         ds, head = opened.header(TAGS, stop=_STOP)
         if head is not None and head[0] == _PIXELS:
             ds[_PIXELS] = _pixel_data(opened.reader.stream, head)
+            if is_encapsulated(ds):  # by its transfer syntax alone, perhaps: then it may be anything
+                deque(fragments(ds.PixelData), maxlen=0)
     return ds
 
 

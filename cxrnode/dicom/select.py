@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.sequence import Sequence
+from pydicom.valuerep import PersonName
 
 from cxrnode.dicom.identity import MANUFACTURER
 from cxrnode.dicom.orientation import is_turned_from_detector, lie_of
@@ -110,6 +111,8 @@ _LATERAL = _pattern(
     "zijdelings* dwars boczn* bocn* sivu* ll rl rao lao rpo lpo"
 )
 _NO_FILM = _pattern("screen* document* report* scanned drawing*")  # of the further values of Image Type
+_PAGE = _pattern("document* dokument* screenshot*")  # of a series: a screening is none
+_PHANTOM = _pattern("phantom phantoms phantome fantom fantome* fantoma* fantoom*")
 _HUMAN = _pattern("human* homo hominid* mensch* humain* uman* humano* menselijk* czlowiek")
 _HUMAN_CODES = frozenset({"337915000", "L-85B00", "278412004", "9606"})  # SCT, SRT, SCT (legacy), NCBI taxonomy
 _ANIMAL_VALUES = {
@@ -117,13 +120,13 @@ _ANIMAL_VALUES = {
     "PatientSexNeutered": {"ALTERED", "UNALTERED"},
     "ResponsiblePersonRole": {"OWNER"},
 }
-_BREEDS = ("PatientBreedCodeSequence", "BreedRegistrationSequence")
+_BREEDS = ("PatientBreedCodeSequence", "BreedRegistrationSequence", "StrainCodeSequence")
 _VETERINARY = _pattern(
     "veterina* tierarzt* tierklinik* tiermedizin* canine feline equine bovine porcine ovine murine avian"
 )
 _ANIMAL = _pattern(
-    "dog dogs cat cats hund hunde chien chienne perro perra cane katze katzen gato gata gatto horse horses pferd "
-    "pferde cheval caballo cavallo rabbit rabbits kaninchen puppy kitten ferret* parrot* tortoise*"
+    "animal* dog dogs cat cats hund hunde chien chienne perro perra cane katze katzen gato gata gatto horse horses "
+    "pferd pferde cheval caballo cavallo rabbit rabbits kaninchen puppy kitten ferret* parrot* tortoise*"
 )
 # a person who was bitten, kicked or thrown off, or has a computed axial tomography
 _ACCIDENT = _pattern(
@@ -199,6 +202,9 @@ def _picture_of_something_else(ds: Dataset) -> Rejection | None:
         return Rejection(reason=Reason.WRONG_MODALITY, detail=f"ConversionType {_coded(conversion)}".strip())
     if _NO_FILM.search(_words(_text(ds, "ImageType"))):
         return Rejection(reason=Reason.WRONG_MODALITY, detail="by its ImageType")
+    for keyword in _VIEW_TEXTS:
+        if _PAGE.search(_words(_text(ds, keyword))):
+            return Rejection(reason=Reason.WRONG_MODALITY, detail=f"by its {keyword}")
     return None
 
 
@@ -206,6 +212,9 @@ def _phantom(ds: Dataset) -> Rejection | None:
     for keyword in ("QualityControlSubject", "QualityControlImage", "CalibrationImage"):
         if _text(ds, keyword).upper() == "YES":
             return _not_of_a_patient(f"{keyword} YES")
+    for keyword in _PART_TEXTS:  # patients made up for a test are called so, too
+        if _PHANTOM.search(_words(_text(ds, keyword))):
+            return _not_of_a_patient(f"by its {keyword}")
     return None
 
 
@@ -219,16 +228,18 @@ def _animal(ds: Dataset) -> Rejection | None:
     for keyword, values in _ANIMAL_VALUES.items():
         if _text(ds, keyword).upper() in values:
             return _not_of_a_patient(f"{keyword} {_text(ds, keyword).upper()}")
-    breed = _words(_text(ds, "PatientBreedDescription"))
-    if breed not in _SAYS_NOTHING or any(ds.get(keyword) for keyword in _BREEDS):
+    breeds = {_words(_text(ds, keyword)) for keyword in ("PatientBreedDescription", "StrainDescription")}
+    if breeds - _SAYS_NOTHING or any(ds.get(keyword) for keyword in _BREEDS):
         return _not_of_a_patient("by its breed")
     return _animal_by_its_words(ds)
 
 
 def _animal_by_its_words(ds: Dataset) -> Rejection | None:
-    for keyword in ("BodyPartExamined", *_PART_TEXTS, "InstitutionName"):
+    for keyword in ("PatientName", "BodyPartExamined", *_PART_TEXTS, "InstitutionName"):
         words = _words(_text(ds, keyword))
-        if _VETERINARY.search(words) or (_ANIMAL.search(words) and not _ACCIDENT.search(words)):
+        # people are called Hund, Cane or Gatto, too
+        animal = keyword != "PatientName" and _ANIMAL.search(words) and not _ACCIDENT.search(words)
+        if _VETERINARY.search(words) or animal:
             return _not_of_a_patient(f"by its {keyword}")
     return None
 
@@ -334,7 +345,7 @@ def _text(ds: Dataset, keyword: str) -> str:
     value = ds.get(keyword)
     if value is None or isinstance(value, bytes | Dataset):
         return ""
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int | float | PersonName):
         return str(value).strip()
     try:
         return " ".join(str(part) for part in value).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import socket
@@ -282,6 +283,19 @@ def test_what_holds_no_file_is_told(folder: Path, tmp_path: Path) -> None:
     for archive in (folder, tmp_path / "nothing", folder / "a.dcm"):
         list(iter_items(archive, spool=tmp_path / "spool", skip=tmp_path / "out", on_empty=empty.append))
     assert empty == [folder / "empty.zip", tmp_path / "nothing"]
+
+
+@pytest.mark.parametrize("blocks", [2, 20])
+def test_an_empty_tar_is_told(tmp_path: Path, blocks: int) -> None:
+    """A file of zeros may be a film that was lost, too: it has its row besides."""
+    plain, packed, odd = tmp_path / "plain.tar", tmp_path / "packed.tar.gz", tmp_path / "odd"
+    plain.write_bytes(bytes(512 * blocks))
+    packed.write_bytes(gzip.compress(bytes(512 * blocks)))
+    odd.write_bytes(bytes(512 * blocks - 1))
+    empty: list[Path] = []
+    for archive, rows in ((plain, 1), (packed, 0), (odd, 1)):
+        assert len(list(iter_items(archive, spool=tmp_path / "s", skip=tmp_path / "o", on_empty=empty.append))) == rows
+    assert empty == [plain, packed]
 
 
 def test_a_file_that_is_too_large_is_told_and_not_read(tmp_path: Path) -> None:

@@ -483,6 +483,7 @@ def test_special_members_of_a_zip_are_refused(tmp_path: Path) -> None:
         (b"Rar!\x1a\x07\0" + bytes(30), "RAR"),
         (bytes(0x8001) + b"CD001\1\0" + bytes(2041), "ISO 9660"),
         (b"MSCF\0\0\0\0" + bytes(30), "CAB"),
+        (lzma.compress(b"film", format=lzma.FORMAT_ALONE), "LZMA"),
         (b"\x21\x00-lh5-" + bytes(30), "LHA"),
         (bytes(5000) + b"koly" + bytes(508), "DMG"),
     ],

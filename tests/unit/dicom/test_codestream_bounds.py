@@ -17,11 +17,11 @@ def segment(marker: int, content: bytes) -> bytes:
 
 
 def jpeg(
-    sof: int = 0xC3, *before: bytes, precision: int = 12, components: int = 1, near: int = 0, tail: bytes = EOI
+    sof: int = 0xC3, *before: bytes, precision: int = 12, components: int = 1, near: int = 0, coded: int = 7500
 ) -> bytes:
     frame = segment(sof, struct.pack(">BHHB", 12, 300, 200, components))
     scan = segment(0xDA, bytes([components, *([1, 0] * components), near, 0, 0]))
-    return SOI + b"".join(before) + frame + scan + b"data" + EOI
+    return SOI + b"".join(before) + frame + scan + bytes(coded) + EOI
 
 
 def j2k(
@@ -47,6 +47,16 @@ def said(data: bytes) -> Codestream:
 def test_the_frame_header_names_the_process(sof: int, syntax: uids.UID, lossy: bool) -> None:
     assert said(jpeg(sof)) == Codestream(syntax=syntax, rows=300, columns=200, components=1, precision=12, lossy=lossy)
     assert said(jpeg(sof, components=3)).components == 3
+
+
+@pytest.mark.parametrize(
+    ("sof", "least"),  # bytes for 300 x 200 samples, or 38 x 25 blocks, less the scan's own header and the end marker
+    [(0xC3, 7500 - 12), (0xC0, 238 - 12), (0xC1, 238 - 12), (0xC2, 0), (0xF7, 0)],
+)
+def test_a_scan_is_no_shorter_than_its_pixels_can_be_coded(sof: int, least: int) -> None:
+    assert said(jpeg(sof, coded=least)).complete
+    assert least == 0 or not said(jpeg(sof, coded=least - 1)).complete
+    assert said(jpeg(sof, components=3, coded=0)).complete  # how they are subsampled is not looked at
 
 
 @pytest.mark.parametrize(("near", "lossy"), [(0, False), (1, True)])

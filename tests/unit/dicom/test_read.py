@@ -168,3 +168,27 @@ def test_nothing_of_the_patient_reaches_a_log(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level("DEBUG"):
         read_instance(raw)
     assert "Jane" not in caplog.text
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.5"])
+def test_native_pixels_under_a_compressed_syntax_are_a_stated_reason(syntax: str) -> None:
+    raw = to_bytes(small())
+    declared = b"1.2.840.10008.1.2.1\0"
+    at = raw.index(declared)
+    length = int.from_bytes(raw[at - 2 : at], "little")
+    value = syntax.encode() + b"\0" * (len(syntax) % 2)
+    raw = raw[: at - 2] + len(value).to_bytes(2, "little") + value + raw[at + length :]
+    assert reason_of(raw) == Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize(("second", "same"), [(b"OTHER ", False), (b"MRN001", True)])
+def test_an_element_that_stands_there_twice_must_say_the_same(second: bytes, same: bool) -> None:
+    ds = small()
+    ds.PatientID = "MRN001"
+    raw = to_bytes(ds)
+    first = b"\x10\0\x20\0LO\6\0MRN001"
+    raw = raw.replace(first, first + first[:8] + second)
+    if same:
+        assert read_instance(raw).PatientID == "MRN001"
+    else:
+        assert reason_of(raw) == Reason.UNREADABLE_FILE

@@ -214,6 +214,19 @@ def test_image_type_that_names_a_screen_or_a_page(further: str, expected: Reason
     assert reason(header("SC", ImageType=["DERIVED", "SECONDARY", further])) == expected
 
 
+@pytest.mark.parametrize("text", ["Scanned documents", "Dokumente", "Screenshots"])
+def test_a_series_of_pages_is_none_of_films(text: str) -> None:
+    assert reason(header("SC", ConversionType=None, SeriesDescription=text)) == Reason.WRONG_MODALITY
+    assert select(header("SC", ConversionType=None, SeriesDescription="Screening thorax")) is None
+
+
+@pytest.mark.parametrize("said", [
+    {"PatientName": "Hund^Karl"}, {"PatientName": "Gatto^Anna"}, {"StudyDescription": "Chest, animal bite"},
+], ids=str)  # fmt: skip
+def test_people_with_an_animal_s_name_are_people(said: dict[str, Any]) -> None:
+    assert select(header(**said)) is None
+
+
 ANIMALS: list[dict[str, Any]] = [
     {"PatientSpeciesDescription": "Canis lupus familiaris"},
     {"PatientSpeciesDescription": "Feline"},
@@ -229,13 +242,18 @@ ANIMALS: list[dict[str, Any]] = [
     {"StudyDescription": "Dog chest VD"},
     {"BodyPartExamined": "CHEST CAT"},
     {"InstitutionName": "University Veterinary Clinic"},
+    {"InstitutionName": "Small Animal Hospital"},
+    {"PatientName": "Smith^Rex (canine)"},
+    {"StrainDescription": "C57BL/6"},
+    {"StrainCodeSequence": [code("3028467", "MGI", "C57BL/6")]},
+    {"StudyDescription": "Thorax Phantom"},
     {"QualityControlImage": "YES"},
     {"QualityControlSubject": "YES"},
     {"CalibrationImage": "YES"},
 ]
 
 
-@pytest.mark.parametrize("said", ANIMALS, ids=lambda said: next(iter(said)))
+@pytest.mark.parametrize("said", ANIMALS, ids=str)
 def test_animals_and_phantoms(said: dict[str, Any]) -> None:
     assert reason(header(**said)) == Reason.NOT_A_PATIENT
     for kind in ("DX", "SC"):
