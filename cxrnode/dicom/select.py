@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.sequence import Sequence
-from pydicom.valuerep import PersonName
 
 from cxrnode.dicom.identity import MANUFACTURER
 from cxrnode.dicom.orientation import is_turned_from_detector, lie_of
@@ -235,11 +234,9 @@ def _animal(ds: Dataset) -> Rejection | None:
 
 
 def _animal_by_its_words(ds: Dataset) -> Rejection | None:
-    for keyword in ("PatientName", "BodyPartExamined", *_PART_TEXTS, "InstitutionName"):
+    for keyword in ("BodyPartExamined", *_PART_TEXTS, "InstitutionName"):
         words = _words(_text(ds, keyword))
-        # people are called Hund, Cane or Gatto, too
-        animal = keyword != "PatientName" and _ANIMAL.search(words) and not _ACCIDENT.search(words)
-        if _VETERINARY.search(words) or animal:
+        if _VETERINARY.search(words) or (_ANIMAL.search(words) and not _ACCIDENT.search(words)):
             return _not_of_a_patient(f"by its {keyword}")
     return None
 
@@ -345,7 +342,7 @@ def _text(ds: Dataset, keyword: str) -> str:
     value = ds.get(keyword)
     if value is None or isinstance(value, bytes | Dataset):
         return ""
-    if isinstance(value, str | int | float | PersonName):
+    if isinstance(value, str | int | float):
         return str(value).strip()
     try:
         return " ".join(str(part) for part in value).strip()
