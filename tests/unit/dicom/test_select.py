@@ -276,7 +276,8 @@ def test_the_gate_says_the_same_of_what_was_read(said: dict[str, Any], read: Any
      {"AnatomicalOrientationType": "BIPED"}, {"ResponsiblePerson": "Doe^Jane", "ResponsiblePersonRole": "PARENT"},
      {"PatientBreedDescription": ""}, {"PatientBreedCodeSequence": []}, {"StudyDescription": "Chest, dog bite"},
      {"StudyDescription": "Thorax, Sturz vom Pferd"}, {"QualityControlImage": "NO"}, {"QualityControlImage": "BOTH"},
-     {"StudyDescription": "CAT and chest film"}, {"PatientName": "Dog^Canine"}, {"StudyDescription": "Chest, animal bite"}],
+     {"StudyDescription": "CAT and chest film"}, {"PatientName": "Dog^Canine"},
+     {"StudyDescription": "Chest, animal bite"}],
     ids=str,
 )  # fmt: skip
 def test_people(said: dict[str, Any]) -> None:
