@@ -202,7 +202,7 @@ class Analyser:
 
     def _decode(self, job: Job) -> None:
         where, shape = self._where(job), self.context.bundle.manifest.input
-        task = self.pool.submit(decode, where, shape, first=job.stat, cpu_s=DECODE_CPU_S)
+        task = self.pool.submit(decode, where, shape, job.header, first=job.stat, cpu_s=DECODE_CPU_S)
         step = Decoding(job=job, task=task)
         self._jobs.take(step)
         self._arrivals.expect(task.future, partial(self._move, step, partial(self._decoded, step)))

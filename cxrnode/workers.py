@@ -17,10 +17,11 @@ import numpy as np
 from pydicom import Dataset
 
 from cxrnode.container import recognise
-from cxrnode.dicom.header import image_result, instance_header
+from cxrnode.dicom.header import header_from_bytes, image_result, instance_header
 from cxrnode.dicom.pixels import PREVIEW_LONG_SIDE, REDUCED_LEAST, load_grey
 from cxrnode.dicom.read import pixel_digest, read_header, read_instance
 from cxrnode.dicom.select import select
+from cxrnode.dicom.text import encoded
 from cxrnode.errors import Rejected, ResultError, unexpected
 from cxrnode.item import Item, nested
 from cxrnode.location import open_item
@@ -84,20 +85,26 @@ def _scan_one(item: Item) -> NewItem:
     return NewItem(path=item.path, location=item.location(), header=header)
 
 
-def decode(location: dict[str, Any], shape: InputShape) -> Decoded:
-    """Read, gate and decode one item, down to the network's input and the capture's preview."""
+def decode(location: dict[str, Any], shape: InputShape, kept_header: bytes = b"") -> Decoded:
+    """Read, gate and decode one item, down to the network's input and the capture's preview.
+
+    kept_header: what was kept of it when it was scanned, if it was. A file may have been replaced since.
+    """
     try:
-        return _decode(location, shape)
+        return _decode(location, shape, kept_header)
     except Exception as e:  # noqa: BLE001 (one item's trouble is that item's row; its neighbours go on)
         return Decoded(rejection=unexpected(e))
 
 
-def _decode(location: dict[str, Any], shape: InputShape) -> Decoded:
+def _decode(location: dict[str, Any], shape: InputShape, kept_header: bytes) -> Decoded:
     try:
         with open_item(location) as f:
             ds = read_instance(f)
     except Rejected as e:
         return _unreadable(location, e.rejection)
+    if kept_header and _whose(ds.encoded) != _whose(header_from_bytes(kept_header)):
+        detail = "it holds another image, or another patient's, than when it was scanned: start over with --restart"
+        return Decoded(rejection=Rejection(reason=Reason.UNREADABLE_FILE, detail=detail))
     digest = pixel_digest(ds)
     if rejection := select(ds):
         return Decoded(pixel_digest=digest, rejection=rejection)
@@ -105,6 +112,11 @@ def _decode(location: dict[str, Any], shape: InputShape) -> Decoded:
         return Decoded(pixel_digest=digest, image=_picture(ds, shape), device=_device(ds))
     except Rejected as e:
         return Decoded(pixel_digest=digest, rejection=e.rejection)
+
+
+def _whose(header: Dataset) -> tuple[bytes, ...]:
+    uids = (encoded(header, keyword).strip(b"\0 ") for keyword in ("StudyInstanceUID", "SOPInstanceUID"))
+    return (*patient_of(header), *uids)
 
 
 def _device(ds: Dataset) -> str:

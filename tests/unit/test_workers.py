@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from cxrnode.dicom.pixels import MEAN_ERROR, PREVIEW_LONG_SIDE, REDUCED_MAX_ERROR, load_grey
-from cxrnode.workers import decode
+from cxrnode.item import Item
+from cxrnode.location import Location
+from cxrnode.types import Reason
+from cxrnode.workers import decode, scan
 from engines.bundle import load_bundle
 from engines.cpu import CpuEngine
 from engines.preprocess import prepare, to_batch
@@ -36,3 +39,23 @@ def test_the_node_s_fast_way_gives_the_plain_way_s_tensor_and_answer(syntax: str
     output = engine.infer(to_batch([toned.pixels, plain]))
     assert output.class_index[0] == output.class_index[1]
     assert np.abs(output.probabilities[0] - output.probabilities[1]).max() <= PROBABILITY_ERROR
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SOPInstanceUID"])
+def test_a_file_that_was_replaced_since_it_was_scanned_is_no_picture_for_the_old_header(
+    keyword: str, tmp_path: Path
+) -> None:
+    """Else one patient's pixels would be reported under another's name."""
+    ds = chest(96, 80, seed=1)
+    shape = load_bundle("default").manifest.input
+    path = write(ds, tmp_path / "film")
+    item = Item(path="film", at=Location(container=str(path)))
+    (scanned,) = scan([item])
+    assert scanned.header is not None
+    assert decode(item.location(), shape, scanned.header.kept).image is not None
+    setattr(ds, keyword, "1.2.3.4")
+    write(ds, path)
+    decoded = decode(item.location(), shape, scanned.header.kept)
+    assert decoded.image is None
+    assert decoded.rejection is not None
+    assert decoded.rejection.reason is Reason.UNREADABLE_FILE
