@@ -144,7 +144,7 @@ class ScriptedArrivals(Arrivals):
         super().take(wait_s=0.0, together_s=0.0)
 
 
-def decoded(location: dict[str, Any], _shape: Any) -> Decoded:
+def decoded(location: dict[str, Any], _shape: Any, _kept_header: bytes = b"") -> Decoded:
     pixels = np.full((2, 2), 0.5, np.float32)
     name = location["container"]
     image = PreparedImage(
