@@ -151,7 +151,7 @@ def test_a_renewed_certificate_is_taken_with_sighup_and_open_associations_live_o
         await_true(lambda: pair.shown() == second, lambda: node.log[-3000:])
         assert assoc.send_c_store(ds).Status == 0  # on the association that is open
     pair.seen.clear()
-    await_true(lambda: node.log.count("certificates are loaded anew") == 3, lambda: node.log[-3000:])
+    await_true(lambda: node.log.count("certificates are loaded anew") == 4, lambda: node.log[-3000:])
     await_true(lambda: node.rows("SELECT 1 FROM delivery WHERE state = 'pending'") == [], lambda: node.log[-3000:])
 
     def sent_with_the_new_one() -> bool:  # once the association that was kept for what might come next is gone
