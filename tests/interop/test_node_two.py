@@ -131,7 +131,7 @@ def test_what_is_buried_is_reported_as_not_analysed(three: Three) -> None:
     assert three.node.send(film(three.folder, 2)) == [0]
     ((job_id,),) = three.node.rows(f"SELECT id FROM instance WHERE study_instance_uid = '{study_uid(2)}'")
     done = three.queue("bury", str(job_id))
-    assert (done.returncode, done.stdout.strip()) == (0, "bury: 1 of 1 images"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "bury: 1 of 1 image"), done.stderr
     three.node.stop()
     three.node.start()
     sr = f"SELECT kind FROM result WHERE study_instance_uid = '{study_uid(2)}'"

@@ -11,6 +11,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("onnx")
 
 import openvino
+from onnx import TensorProto, helper
 
 from engines.base import EngineError
 from engines.bundle import MODEL, Bundle, load_bundle
@@ -83,9 +84,11 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 @pytest.mark.parametrize("precision", LowPrecision)
-def test_a_model_that_is_none_is_refused(tmp_path: Path, precision: LowPrecision) -> None:
+def test_a_model_that_cannot_be_run_is_refused(tmp_path: Path, precision: LowPrecision) -> None:
     bundle = accepted(tiny_bundle(tmp_path), precision)
-    (bundle.folder / MODEL).write_bytes(b"not an ONNX")
+    output = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Nonesuch", [], ["x"])], "g", [], [output])
+    (bundle.folder / MODEL).write_bytes(helper.make_model(graph).SerializeToString())
     seal(bundle.folder, bundle.manifest)
     with pytest.raises(EngineError, match="cannot load"):
         LowCpuEngine(load_bundle(str(bundle.folder)), precision).activate()

@@ -7,7 +7,6 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,14 +125,7 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> 
     assert (tmp_path / "whole.dcm").read_bytes() == b"data"
 
 
-@pytest.fixture
-def umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-def test_a_folder_and_what_is_in_it_become_the_owner_s_alone(tmp_path: Path, umask: None) -> None:
+def test_a_folder_and_what_is_in_it_become_the_owner_s_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     (folder / "open").touch(mode=0o644)
