@@ -20,6 +20,8 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 _AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
+# Both directions of a quadruped (PS3.3 section C.7.6.1.1.1), where left, right, cranial and caudal have other codes
+_QUADRUPED = re.compile(r"(?=.*(LE|RT|CR|CD))((LE|RT|CR|CD|PR|DI|PA|PL|D|V|R|M|L){1,3}(\\|$)){2}")
 _POSITIVE, _NEGATIVE = "LPH", "RAF"  # of the patient's x, y and z (PS3.3 section C.7.6.2.1.1)
 
 
@@ -55,7 +57,7 @@ class Lie:
 
 def lie_of(ds: Dataset) -> Lie | None:
     """None where the header does not say, or nothing that makes sense."""
-    codes = [str(value).strip().upper() for value in _values(ds, "PatientOrientation")]
+    codes = _codes(ds)
     if not (len(codes) == 2 and all(re.fullmatch("[LRPAHF]{1,3}", code) for code in codes)):
         codes = _by_cosines(ds)
     if len(codes) != 2 or _AXES[codes[0][0]] == _AXES[codes[1][0]]:
@@ -63,11 +65,20 @@ def lie_of(ds: Dataset) -> Lie | None:
     return Lie(rows=codes[0][0], columns=codes[1][0])
 
 
+def is_quadruped(ds: Dataset) -> bool:
+    """By its Patient Orientation, in codes that people have not."""
+    return bool(_QUADRUPED.fullmatch("\\".join(_codes(ds))))
+
+
 def is_turned_from_detector(ds: Dataset) -> bool:
     """By Field of View Rotation (0, 90, 180 or 270 degrees) or Horizontal Flip (YES or NO)."""
     rotation, flip = _values(ds, "FieldOfViewRotation"), _values(ds, "FieldOfViewHorizontalFlip")
     degrees = _numbers(rotation[:1])
     return bool(degrees and degrees[0] % 360) or [str(f).strip().upper()[:1] for f in flip[:1]] == ["Y"]
+
+
+def _codes(ds: Dataset) -> list[str]:
+    return [str(value).strip().upper() for value in _values(ds, "PatientOrientation")]
 
 
 def _by_cosines(ds: Dataset) -> list[str]:

@@ -23,7 +23,7 @@ from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
 from cxrnode.dicom.identity import MANUFACTURER
-from cxrnode.dicom.orientation import is_turned_from_detector, lie_of
+from cxrnode.dicom.orientation import is_quadruped, is_turned_from_detector, lie_of
 from cxrnode.types import Reason, Rejection
 
 MIN_SIDE = 64  # pixels; below, nothing of a lung can be seen
@@ -227,6 +227,8 @@ def _animal(ds: Dataset) -> Rejection | None:
     for keyword, values in _ANIMAL_VALUES.items():
         if _text(ds, keyword).upper() in values:
             return _not_of_a_patient(f"{keyword} {_text(ds, keyword).upper()}")
+    if is_quadruped(ds):
+        return _not_of_a_patient("by its Patient Orientation")
     breeds = {_words(_text(ds, keyword)) for keyword in ("PatientBreedDescription", "StrainDescription")}
     if breeds - _SAYS_NOTHING or any(ds.get(keyword) for keyword in _BREEDS):
         return _not_of_a_patient("by its breed")
