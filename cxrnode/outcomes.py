@@ -6,7 +6,6 @@ Trouble of the database or the disk itself is no image's: it is raised, and ends
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +78,7 @@ class Outcomes:
         if uids is None:
             return False
         _log_reports(study, made)
-        self.outbox.enqueue(c, uids, self.destinations, now=time.time(), study_instance_uid=study.study_instance_uid)
+        self.outbox.enqueue(c, uids, self.destinations, study_instance_uid=study.study_instance_uid)
         return True
 
 

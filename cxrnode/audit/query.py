@@ -129,8 +129,7 @@ def _between(at: ColumnElement[Any], since: str | None, until: str | None) -> li
 def check_uid(uid: str | None) -> None:
     """Raises CxrnodeError. None passes."""
     if uid is not None and not is_valid_uid(uid):
-        raise CxrnodeError(f"'{uid}' is no UID: digits and dots, at most 64, no component with a leading zero "
-                           "(PS3.5 section 9.1)")  # fmt: skip
+        raise CxrnodeError(f"'{uid}' is no UID: digits and dots, at most 64, no component empty (PS3.5 section 9.1)")
 
 
 def check_kind(c: Connection, kind: str | None) -> None:

@@ -178,6 +178,8 @@ def _of_statement(node: ast.stmt) -> Iterator[Change]:
         case ast.If(test=test) | ast.While(test=test):
             if not isinstance(test, ast.Compare | ast.UnaryOp) and not _is_type_checking(test):
                 yield "condition negated", test, f"not ({ast.unparse(test)})"
+        case ast.Return(value=ast.Constant(value=False)):
+            pass  # None would be as false: that it is true is a mutant of the constant
         case ast.Return(value=value) if value is not None and not _is_none(value):
             yield "None returned", node, "return None"
         case ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom()):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from queue import Empty
@@ -217,6 +218,14 @@ def test_nothing_is_claimed_beside_a_suspect_or_while_it_stops(database: Databas
     assert run._claim() == 1
 
 
+def test_a_claim_that_finds_nothing_makes_no_suspect(database: Database) -> None:
+    run = holding(stage(database), decoding(100))
+    assert run._claim() == 0
+    with database.begin() as c:
+        Queue("test").receive(c, [received(1, 1)])
+    assert run._claim() == 1
+
+
 @pytest.mark.parametrize(("until_dry", "claimed"), [(True, 6), (False, 4)])
 def test_a_node_makes_four_reports_at_a_time(database: Database, until_dry: bool, claimed: int) -> None:
     with database.begin() as c:
@@ -227,6 +236,7 @@ def test_a_node_makes_four_reports_at_a_time(database: Database, until_dry: bool
     run = stage(database, until_dry=until_dry, window=8)
     assert run._claim_studies() == claimed
     assert len(run._reports) == claimed
+    assert run._claim_studies() == 0
     assert stage(database, until_dry=until_dry, window=3)._claim_studies() == min(3, 6 - claimed)
 
 
@@ -412,6 +422,29 @@ def test_the_store_s_trouble_is_no_image_s(
     with pytest.raises(type(error)):
         outcomes.finish([Finding(job=a_job(n), rejection=PLAIN) for n in (1, 2)])
     assert tried == [1]
+
+
+def test_of_a_commit_that_nobody_expects_to_fail_the_others_are_counted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is tried alone, the poisoned one without its result."""
+    with database.begin() as c:
+        queue = Queue("test")
+        queue.receive(c, [received(1, n) for n in range(3)])
+        jobs = queue.claim(c, Lease(owner="me", now=NOW, seconds=1e9), limit=3, idle=True)
+    whole = Queue.finish
+
+    def finish(self: Queue, c: Any, finding: Finding, *, owner: str) -> bool:
+        if finding.job.id == jobs[1].id and finding.rejection is PLAIN:
+            raise ZeroDivisionError
+        return whole(self, c, finding, owner=owner)
+
+    monkeypatch.setattr(Queue, "finish", finish)
+    outcomes = replace(stage(database)._outcomes, owner="me")
+    assert outcomes.finish([Finding(job=of, rejection=PLAIN) for of in jobs]) == 3
+    with database.begin() as c:
+        reasons = list(c.execute(select(job.c.reason).order_by(job.c.id)).scalars())
+    assert reasons == ["lateral", "unexpected_error", "lateral"]
 
 
 # -- duplicates
