@@ -251,3 +251,16 @@ def test_what_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     with (tmp_path / "x").open(encoding="utf-8") as f, pytest.raises(StoreError, match="x is not text"):
         verify_export(f, "x", {})
+
+
+def test_a_record_that_cxrnode_did_not_write_ends_an_export(tmp_path: Path) -> None:
+    """Those before it are out: who reads the export sees where it ends."""
+    database = written(tmp_path, 2)
+    with database.begin() as c:
+        c.exec_driver_sql("DROP TRIGGER ledger_no_update")
+        c.exec_driver_sql("UPDATE ledger SET actor = x'ff' WHERE seq = 2")
+    with database.begin() as c:
+        found = lines(c)
+        assert json.loads(next(found))["seq"] == 1
+        with pytest.raises(StoreError, match="a record that cxrnode did not write: see cxrnode audit verify"):
+            next(found)
