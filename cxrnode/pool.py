@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from cxrnode.errors import CxrnodeError
 from engines.files import PRIVATE_UMASK
 
 T = TypeVar("T")
@@ -60,9 +61,19 @@ def inference_threads(workers: int) -> int:
 
 
 def start_server(preload: str) -> None:
-    """Start the process that workers are forked from: it imports `preload` while the caller goes on."""
+    """Start the process that workers are forked from: it imports `preload` while the caller goes on.
+
+    Raises CxrnodeError where it cannot have its socket.
+    """
     forkserver.set_forkserver_preload([preload])
-    forkserver.ensure_running()
+    try:
+        forkserver.ensure_running()
+    except OSError as e:
+        where = os.environ.get("TMPDIR", "/tmp")  # noqa: S108
+        raise CxrnodeError(
+            f"no process can be started for the work: no socket can be made in {where} ({e}). Set TMPDIR to a folder "
+            "that this user may write to, with a path of less than 70 characters"
+        ) from e
 
 
 class Pool:

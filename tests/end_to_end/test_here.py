@@ -107,3 +107,15 @@ def test_a_destination_that_hangs_up(tmp_path: Path) -> None:
             peer.wait()
     assert f"127.0.0.1:{port} ended the connection" in said
     assert "many PACS do this to an AE title that they do not know" in said
+
+
+def test_a_folder_for_temporary_files_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    (tmp_path / "in").mkdir()
+    command = [sys.executable, "-m", "cxrnode", "run-batch", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert said.returncode == 2
+    assert "no socket can be made in" in said.stderr
+    assert "Set TMPDIR to a folder" in said.stderr

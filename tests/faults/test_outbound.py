@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -20,8 +22,9 @@ CXRNODE = [sys.executable, "-m", "cxrnode"]
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Account:
-    return Account(folder=tmp_path / "account")
+def account() -> Iterator[Account]:
+    with TemporaryDirectory(prefix="cxr") as folder:  # sockets lie in its tmp, and no path of one may be long
+        yield Account(folder=Path(folder))
 
 
 def test_strace_sees_what_is_asked(account: Account) -> None:
@@ -50,7 +53,7 @@ def test_a_node_and_its_doctor_ask_only_the_node_s_own_ports(account: Account, t
         node.await_ready()
         assert node.send(film) == [0]
         time.sleep(3)  # what is sent by and by
-        doctor = Account(folder=tmp_path / "doctor")
+        doctor = Account(folder=account.folder / "doctor")
         done = doctor.run([*CXRNODE, "doctor", "--config", str(node.config)])
         assert doctor.asked() <= {("127.0.0.1", node.port), ("127.0.0.1", node.http_port)}, done.stdout
         assert doctor.left() == []
