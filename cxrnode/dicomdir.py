@@ -9,6 +9,7 @@ from pathlib import Path
 from pydicom.uid import ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from cxrnode.dicom.budget import OBJECT_BYTES
+from cxrnode.dicom.flat import LONG_VRS, UNDEFINED
 from cxrnode.errors import Damaged, Rejected
 from cxrnode.location import open_regular, too_large
 
@@ -16,8 +17,6 @@ MAX_ELEMENTS = 4 * 10**6  # some twenty a record: a disc of 200,000 images
 _META = 4096  # bytes in which the file meta information says what the file is
 _SOP_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
 _RECORDS, _FILE_ID = 0x00041220, 0x00041500
-_UNDEFINED = 0xFFFFFFFF
-_LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 def is_dicomdir(path: Path) -> bool:
@@ -63,12 +62,12 @@ def _elements(data: bytes, at: int, *, implicit: bool) -> Iterator[tuple[int, by
         tag, vr = group << 16 | element, data[at + 4 : at + 6]
         at += 8
         if group != 0xFFFE and not (implicit and group > 2):
-            if vr in _LONG_VRS and at + 4 <= len(data):
+            if vr in LONG_VRS and at + 4 <= len(data):
                 (length,) = struct.unpack_from("<L", data, at)
                 at += 4
             else:
                 length >>= 16  # the VR stands in its lower half
-        if group == 0xFFFE or tag == _RECORDS or length == _UNDEFINED:
+        if group == 0xFFFE or tag == _RECORDS or length == UNDEFINED:
             continue  # what is inside comes next
         if at + length > len(data):
             raise Damaged("it ends inside an element")
