@@ -19,9 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from cxrnode import metrics
-from cxrnode.dicom.commitment import CommitmentReport
+from cxrnode.committer import Committer
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, SendError, StoreScu
-from cxrnode.dicom.status import SUCCESS
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.logs import words
 from cxrnode.loops import Loop, beat
@@ -35,9 +34,6 @@ LEASE_S = 30.0  # renewed three times as often
 POLL_S = 0.2  # a STAT result leaves within it
 _PAGE = 4  # deliveries a claim: what is STAT waits for no more than these
 _IDLE_S = 5.0  # an association is kept so long for what may come next
-_REPORT_WAIT_S = 3.0  # for a commitment report on the association that asked for it
-_COMMIT_POLL_S = 1.0
-_COMMIT_PAGE = 200  # instances a request
 _HANGS_S = 300.0  # a step of these loops waits for a peer, a minute a time
 _MOST_ERRORS = 5  # attempts at a result that end in an error of ours
 
@@ -206,89 +202,6 @@ class Sender:
 
     def _lease(self) -> Lease:
         return Lease(owner=self._owner, now=time.time(), seconds=self.lease_s)
-
-
-@dataclass(slots=True, kw_only=True)
-class Committer:
-    """Asks one destination to commit to what it took, from one thread. Its report may come to our listener as well."""
-
-    destination: Destination
-    database: Database
-    outbox: Outbox
-    patience: Patience
-    calling_ae_title: str = CALLING_AE_TITLE
-    timeout_s: float = TIMEOUT_S
-    ask_again_s: float = ASK_AGAIN_S
-    report_wait_s: float = _REPORT_WAIT_S
-    breaker: Breaker = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.breaker = Breaker(patience=self.patience, tell=partial(metrics.tried, self.destination.key, "commitment"))
-
-    def step(self) -> float:
-        """Ask once, if there is anything to ask for; returns the seconds until there may be more to do."""
-        if wait_s := self.breaker.wait_s:
-            return wait_s
-        with self.database.begin(shared=True) as c:
-            if not self.outbox.uncommitted(c, self.destination.key, now=time.time()):
-                return _COMMIT_POLL_S
-        scu = StoreScu(
-            self.destination, calling_ae_title=self.calling_ae_title, timeout_s=self.timeout_s, on_report=self._report
-        )
-        try:
-            with scu:
-                self._ask(scu)
-        except SendError as e:
-            self.breaker.failed(str(e))
-            log.warning("%s: storage commitment: %s (%d in a row)", self.destination, e, self.breaker.failures)
-        return self.breaker.wait_s
-
-    def _ask(self, scu: StoreScu) -> None:
-        transaction_uid = f"2.25.{uuid.uuid4().int}"  # PS3.5 section B.2
-        with self.database.begin() as c:
-            asked = self.outbox.requested(
-                c, self.destination.key, transaction_uid, now=time.time(), limit=_COMMIT_PAGE,
-                ask_again_s=self.ask_again_s,
-            )  # fmt: skip
-        if not asked:
-            return  # another committer has them
-        try:
-            answer = scu.request_commitment(
-                transaction_uid, [(d.made.sop_class_uid, d.made.sop_instance_uid) for d in asked]
-            )
-        except SendError as e:
-            self._postpone(transaction_uid, str(e), self.patience.wait_s(self.breaker.failures + 1))
-            raise
-        if answer.accepted:
-            self.breaker.succeeded()
-            scu.await_report(self.report_wait_s)
-        else:
-            self._postpone(transaction_uid, answer.text, self.ask_again_s)
-            log.error("%s: storage commitment: %s", self.destination, answer.code)
-
-    def _postpone(self, transaction_uid: str, why: str, wait_s: float) -> None:
-        with self.database.begin() as c:
-            self.outbox.not_asked(
-                c, self.destination.key, transaction_uid, not_before=time.time() + wait_s, status=why
-            )  # fmt: skip
-
-    def _report(self, report: CommitmentReport) -> int:
-        return record_report(self.database, self.outbox, report)
-
-
-def record_report(database: Database, outbox: Outbox, report: CommitmentReport) -> int:
-    """Record what a destination says that it keeps, wherever it said it; returns the status to answer with.
-
-    A report of a transaction that is not open (any more) changes nothing. It is a success all the same: to repeat it
-    would help nobody.
-    """
-    kept = [uid for _, uid in report.committed]
-    lost = [(uid, reason) for (_, uid), reason in report.failed]
-    with database.begin() as c:
-        known = outbox.answered(c, report.transaction_uid, kept, lost, now=time.time())
-    if not known:
-        log.warning("%s: a storage commitment report of no open transaction", report.peer.calling_aet)
-    return SUCCESS
 
 
 class Deliverer:

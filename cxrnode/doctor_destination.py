@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import delete, insert, select
 
 from cxrnode.audit.record import os_user
-from cxrnode.deliver import record_report
+from cxrnode.committer import record_report
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.negotiation import COMMITMENT
 from cxrnode.dicom.probe import FIND, RESULTS, Probe, probe

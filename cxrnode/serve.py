@@ -23,9 +23,10 @@ from cxrnode.audit.forward import Forwarder
 from cxrnode.audit.record import os_user, record_model
 from cxrnode.audit.syslog import SyslogServer
 from cxrnode.commit import CommitmentAnswers
+from cxrnode.committer import record_report
 from cxrnode.config import Config, StatRule, load_config
 from cxrnode.config_here import listening, make_data_dir, why_no_listener
-from cxrnode.deliver import Deliverer, record_report
+from cxrnode.deliver import Deliverer
 from cxrnode.dicom.needed import tags
 from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listener
 from cxrnode.errors import ConfigError, StorageFullError

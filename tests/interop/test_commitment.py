@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cxrnode.deliver import Deliverer, record_report
+from cxrnode.committer import record_report
+from cxrnode.deliver import Deliverer
 from cxrnode.dicom.scp import Handlers, ListenerOptions, start_listener
 from cxrnode.dicom.scu import CALLING_AE_TITLE
 from cxrnode.dicom.status import NOT_AUTHORISED
