@@ -5,6 +5,7 @@ What concerns one destination is in `doctor_destination`. Nothing here holds pat
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import ssl
@@ -22,6 +23,7 @@ from sqlalchemy import select, text
 from cxrnode.audit.syslog import SyslogError
 from cxrnode.config import EXPIRY_NOTICE, Config
 from cxrnode.config_here import listens, open_to_others, unreachable
+from cxrnode.dicom.negotiation import FROM_ANOTHER_ADDRESS
 from cxrnode.dicom.probe import probe
 from cxrnode.dicom.scu import SendError
 from cxrnode.dicom.status import SUCCESS
@@ -44,6 +46,7 @@ _CLOCK_S = 5.0  # half of the analyse stage's lease: above it machines take each
 _RENEW = "renew the file in place: the node takes it within seconds, without a restart"
 _NOT_TAKEN = "the node takes a new file within seconds, or at once with SIGHUP: where it does not, its log says why"
 _HANDSHAKE_S = 10.0
+_LOOK_BACK = timedelta(days=1)
 
 
 def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
@@ -60,6 +63,7 @@ def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
         yield _disk(config)
         if database:
             yield _clock(database)
+            yield from _senders(database)
         bundle = _load(config)
         yield bundle if isinstance(bundle, Check) else _golden(config, bundle)
         yield from _certificates(config)
@@ -124,6 +128,20 @@ def _clock(database: Database) -> Check:
     if abs(off) > _CLOCK_S or ahead > _CLOCK_S:
         return failed("clock", said, "set this machine's clock by NTP (timedatectl), and the database server's")
     return fine("clock", said)
+
+
+def _senders(database: Database) -> Iterator[Check]:
+    """Known AE titles that came from an address that is not their own: a NAT shows nowhere else."""
+    yesterday = (datetime.now(UTC) - _LOOK_BACK).isoformat(timespec="milliseconds")
+    wanted = ledger.c.detail.contains(FROM_ANOTHER_ADDRESS.text) & (ledger.c.at >= yesterday)
+    query = select(ledger.c.ae_title, ledger.c.detail).where(wanted).order_by(ledger.c.seq)
+    with database.begin(shared=True) as c:
+        found = {title: json.loads(detail)["why"] for title, detail in c.execute(query)}
+    for title, why in found.items():
+        yield warned(
+            "senders", f"{title}, in the last day: {why}",
+            "a NAT, or another network card? If it is the same system, add that address to [receive] allow",
+        )  # fmt: skip
 
 
 def _load(config: Config) -> Bundle | Check:

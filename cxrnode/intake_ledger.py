@@ -75,9 +75,9 @@ class Seen:
         else:
             self._note(_seen("association_accepted", peer, outcome="accepted"))
 
-    def echo_only(self, peer: Peer) -> None:
-        """An association was accepted from somebody who may do no more than C-ECHO."""
-        self._sum_up("association_accepted", peer, outcome="accepted")
+    def echo_only(self, peer: Peer, why: str) -> None:
+        """An association was accepted from somebody who may do no more than C-ECHO; `why`: of somebody known."""
+        self._sum_up("association_accepted", peer, outcome="accepted", why=why)
 
     def aborted(self, peer: Peer, why: str) -> None:
         """A connection brought no DICOM, or no TLS."""

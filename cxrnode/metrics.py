@@ -164,6 +164,10 @@ class _Meters:
             "cxrnode_receive_connections_aborted", "Connections that brought no DICOM, or no TLS, by reason",
             ["reason"], registry=None,
         )  # fmt: skip
+        self.wrong_address = Counter(
+            "cxrnode_receive_wrong_address", "Associations of a known AE title from an address that is not its own",
+            registry=None,
+        )  # fmt: skip
         self.decode = seconds("cxrnode_decode_seconds", "Reading, gating and decoding one image, in a worker")
         self.batch = Histogram("cxrnode_batch_images", "Images in a batch", buckets=_IMAGES, registry=None)
         self.infer = seconds("cxrnode_infer_seconds", "The engine's time for one batch")
@@ -257,6 +261,12 @@ def association_rejected(reason: str) -> None:
     """reason: one of negotiation's own texts."""
     if _meters:
         _meters.rejected.labels(reason).inc()
+
+
+def wrong_address() -> None:
+    """A known AE title came from an address that is not its own."""
+    if _meters:
+        _meters.wrong_address.inc()
 
 
 def certificate_loaded(role: str, until: float) -> None:

@@ -128,7 +128,8 @@ class Acceptor:
         self._contexts, answer = accept(request, verdict.contexts)
         if not self._contexts:
             return self._refuse(self._peer, replace(NO_REASON, detail=declined(request, self._contexts)))
-        if {cx.abstract_syntax for cx in self._contexts.values()} == {VERIFICATION} != request.abstract_syntaxes:
+        no_more = {cx.abstract_syntax for cx in self._contexts.values()} == {VERIFICATION}
+        if no_more and (verdict.tell or request.abstract_syntaxes != {VERIFICATION}):
             why = verdict.detail or f"not offered to it: {declined(request, self._contexts)}"
             text = f"{request.calling_aet!r} may do no more than C-ECHO here: {why}"
             self._policy.warn(text, "echo", host=self._host, calling_aet=request.calling_aet)

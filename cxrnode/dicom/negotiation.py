@@ -69,11 +69,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What one peer may have; `detail`: why it is no more, for the log."""
+    """What one peer may have; `detail`: why it is no more, for the log. tell: also where it asks for no more."""
 
     contexts: list[PresentationContext]
     idle_timeout_s: float
     detail: str = ""
+    tell: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class Refusal:
 NO_REASON = Refusal(1, 1, 1, "nothing that it asks for is offered to it")
 CONTEXT_NAME_NOT_SUPPORTED = Refusal(1, 1, 2, "application context name not supported")
 CALLING_NOT_RECOGNISED = Refusal(1, 1, 3, "calling AE title not recognised")
+FROM_ANOTHER_ADDRESS = Refusal(1, 1, 3, "calling AE title allowed from another address")
 WITHOUT_TLS = Refusal(1, 1, 3, "calling AE title bound to a client certificate, without TLS")
 NOT_ITS_CERTIFICATE = Refusal(1, 1, 3, "calling AE title without its client certificate")
 CALLED_NOT_RECOGNISED = Refusal(1, 1, 7, "called AE title not recognised")

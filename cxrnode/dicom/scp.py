@@ -27,6 +27,7 @@ from cxrnode.dicom.negotiation import (
     CALLED_NOT_RECOGNISED,
     CALLING_NOT_RECOGNISED,
     COMMITMENT,
+    FROM_ANOTHER_ADDRESS,
     LIMIT_EXCEEDED,
     NOT_ITS_CERTIFICATE,
     STORAGE,
@@ -91,8 +92,9 @@ class Handlers:
     # listener itself turned away, its SOP Instance UID, the status and why
     association: Callable[[Peer, str], None] = lambda _peer, _why: None
     refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None
-    # in the place of `association`: somebody may do no more than C-ECHO; what came was no DICOM, or no TLS, and why
-    echo_only: Callable[[Peer], None] = lambda _peer: None
+    # in the place of `association`: somebody may do no more than C-ECHO, and why where it is somebody known from
+    # another address; what came was no DICOM, or no TLS, and why
+    echo_only: Callable[[Peer, str], None] = lambda _peer, _why: None
     aborted: Callable[[Peer, str], None] = lambda _peer, _why: None
     log: SparseLog = field(default_factory=SparseLog)
 
@@ -173,7 +175,7 @@ class _Connection:
         self._listener = listener
         self._sock = sock
         self._acceptor: Acceptor | None = None
-        self._stranger = True
+        self._stranger: Refusal | None = None  # why it may do no more than C-ECHO
         self._shown: list[str] = []  # who its client certificate says that it is
         self.thread = threading.Thread(target=self._run, name=f"peer:{host}", daemon=True)
 
@@ -220,16 +222,17 @@ class _Connection:
             return refusal
         commitment = storage or _is_among(request.calling_aet, host, options.commitment_peers)
         if not commitment and VERIFICATION not in request.abstract_syntaxes:
-            return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(request.calling_aet, host, options.allow))
+            return _unknown(request.calling_aet, host, options)
         if not self._listener.gate.establish(self):
             return LIMIT_EXCEEDED
-        known = storage or commitment
-        self._stranger = not known
+        if storage or commitment:
+            offered = supported(storage=storage, commitment=commitment)
+            return Offer(contexts=offered, idle_timeout_s=options.idle_timeout_s)
+        self._stranger = why = _unknown(request.calling_aet, host, options)
         return Offer(
-            contexts=supported(storage=storage, commitment=commitment),
-            idle_timeout_s=options.idle_timeout_s if known else min(_SILENCE_S, options.idle_timeout_s),
-            detail="" if known else _not_allowed(request.calling_aet, host, options.allow),
-        )
+            contexts=supported(storage=False, commitment=False), detail=why.detail, tell=bool(why.recorded),
+            idle_timeout_s=min(_SILENCE_S, options.idle_timeout_s),
+        )  # fmt: skip
 
     def _may_store(self, ae_title: str) -> bool:
         options = self._listener.options
@@ -248,7 +251,7 @@ class _Connection:
         if options.tls is None:
             return replace(WITHOUT_TLS, detail="[receive] allow names its certificate: let it send to receive.tls.port")
         if self._shows(wanted):  # but from elsewhere
-            return replace(CALLING_NOT_RECOGNISED, detail=_not_allowed(ae_title, self.host, options.allow))
+            return _unknown(ae_title, self.host, options)
         shown = ", ".join(self._shown)
         return replace(
             NOT_ITS_CERTIFICATE, recorded=f"SHA-256 {self._shown[0]}" if shown else "it shows none",
@@ -257,11 +260,13 @@ class _Connection:
 
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
         handlers = self._listener.handlers
+        why = refusal or self._stranger
+        if why and why.text == FROM_ANOTHER_ADDRESS.text:
+            metrics.wrong_address()
         if refusal is None and self._stranger:
-            handlers.echo_only(peer)
+            handlers.echo_only(peer, _recorded(self._stranger) if self._stranger.recorded else "")
         else:
-            why = "" if refusal is None else f"{refusal.text}{refusal.recorded and f': {refusal.recorded}'}"
-            handlers.association(peer, why)
+            handlers.association(peer, _recorded(refusal) if refusal else "")
 
     def aborted(self, peer: Peer, why: str) -> None:
         self._listener.handlers.aborted(peer, why)
@@ -310,11 +315,24 @@ def _is_among(ae_title: str, host: str, peers: Iterable[tuple[str, str]]) -> boo
     return any(title.strip() == ae_title and _is_at(host, where) for title, where in peers)
 
 
-def _not_allowed(ae_title: str, host: str, allow: Iterable[tuple[str, str]]) -> str:
-    """For the log: an AE title that comes from another address than it should is told apart from one unheard of."""
-    if hosts := [where for title, where in allow if title.strip() == ae_title]:
-        return f"[receive] allow has it from {', '.join(hosts)}, and this is {host}"
-    return f'not in [receive] allow: to take its images, add it there with host = "{host}"'
+def _unknown(ae_title: str, host: str, options: ListenerOptions) -> Refusal:
+    """An AE title from another address than it should come from is told apart from one unheard of: it may be ours,
+    behind a NAT or on a second network card. The peer hears the same of both.
+    """
+    for peers, where in (
+        (options.allow, "[receive] allow has it from"),
+        (options.commitment_peers, "[[destination]] has it at"),
+    ):
+        if hosts := ", ".join(dict.fromkeys(at for title, at in peers if title.strip() == ae_title)):
+            seen = f"{hosts}, and this is {host}"
+            mend = f'a NAT, or another network card? If it is the same system, allow it with host = "{host}" as well'
+            return replace(FROM_ANOTHER_ADDRESS, detail=f"{where} {seen}: {mend}", recorded=seen)
+    detail = f'not in [receive] allow: to take its images, add it there with host = "{host}"'
+    return replace(CALLING_NOT_RECOGNISED, detail=detail)
+
+
+def _recorded(refusal: Refusal) -> str:
+    return f"{refusal.text}: {refusal.recorded}" if refusal.recorded else refusal.text
 
 
 def _is_at(host: str, where: str) -> bool:

@@ -119,7 +119,7 @@ def running_node(
             commit_requested=lambda request: requests.append(request) or 0,  # type: ignore[func-returns-value]
             commit_reported=lambda report: reports.append(report) or 0,  # type: ignore[func-returns-value]
             association=lambda *told: associations.append(told),
-            echo_only=lambda peer: associations.append((peer, "")),
+            echo_only=lambda *told: associations.append(told),
             refused=lambda *told: refused.append(told),
         ),
     )

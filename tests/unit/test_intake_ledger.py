@@ -94,7 +94,7 @@ def test_what_anybody_can_do_without_end_is_summed_up(database: Database, what: 
     act: dict[str, Callable[[], None]] = {
         "rejected": lambda: seen.association(PACS, WHY),
         "aborted": lambda: seen.aborted(PACS, "no A-ASSOCIATE-RQ"),
-        "echo_only": lambda: seen.echo_only(PACS),
+        "echo_only": lambda: seen.echo_only(PACS, ""),
     }
     for second in range(600):
         clock[0] = float(second)

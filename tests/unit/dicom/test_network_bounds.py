@@ -119,7 +119,8 @@ def test_refusals_are_those_of_the_standard() -> None:
     """Result, source and reason of PS3.8 table 9-21; each as an A-ASSOCIATE-RJ of ten bytes."""
     known = {
         "NO_REASON": (1, 1, 1), "CONTEXT_NAME_NOT_SUPPORTED": (1, 1, 2), "CALLING_NOT_RECOGNISED": (1, 1, 3),
-        "WITHOUT_TLS": (1, 1, 3), "NOT_ITS_CERTIFICATE": (1, 1, 3), "CALLED_NOT_RECOGNISED": (1, 1, 7),
+        "WITHOUT_TLS": (1, 1, 3), "NOT_ITS_CERTIFICATE": (1, 1, 3), "FROM_ANOTHER_ADDRESS": (1, 1, 3),
+        "CALLED_NOT_RECOGNISED": (1, 1, 7),
         "VERSION_NOT_SUPPORTED": (1, 2, 2), "LIMIT_EXCEEDED": (2, 3, 2),
     }  # fmt: skip
     for name, numbers in known.items():
