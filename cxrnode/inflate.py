@@ -14,7 +14,7 @@ from typing import BinaryIO
 import zstandard
 
 from cxrnode.errors import Damaged
-from cxrnode.store.spool import storage_errors
+from cxrnode.store.spool import open_atomic, storage_errors, write_atomic
 
 _BLOCK = 2**20
 _WINDOW = 2**27  # bytes that a stream may have its decoder keep: what xz -9 and zstd --ultra -22 need
@@ -55,16 +55,11 @@ def unpack(kind: str, f: BinaryIO, plain: Path, *, most: int) -> str:
 
     Returns what is wrong with the rest, or an empty text; it is kept beside `plain`. Raises StorageFullError.
     """
-    told, partial = plain.with_suffix(".txt"), plain.with_suffix(".part")
+    told = plain.with_suffix(".txt")
     with storage_errors(plain):
-        plain.parent.mkdir(parents=True, exist_ok=True)
         if not plain.exists():
-            try:
-                with partial.open("wb") as out:
-                    told.write_text(_copy(kind, f, out, plain, most=most), encoding="utf-8")
-                partial.rename(plain)
-            finally:
-                partial.unlink(missing_ok=True)
+            with open_atomic(plain) as out:
+                write_atomic(told, _copy(kind, f, out, plain, most=most).encode())
         return told.read_text(encoding="utf-8")
 
 

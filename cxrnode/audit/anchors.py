@@ -1,7 +1,9 @@
 """Anchors: the ledger's newest record, written to a file that is kept elsewhere.
 
 Whoever can write to the database can make the whole chain anew, or cut off its end. What then no longer agrees is an
-anchor that was out of reach. A file holds one JSON object a line: seq, hash, and when it was taken.
+anchor that was out of reach. A file holds one JSON object a line: seq, hash, and when it was taken. It is only ever
+added to, for it may lie where nothing can be taken back: a line that a full disk or a power cut ended early stays,
+counts as no anchor, and is told.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +27,7 @@ from cxrnode.store.database import Database
 
 ANCHORED = "anchored"
 _POLL_S = 60.0
+_BEGIN = '{"seq": '
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
@@ -41,15 +45,8 @@ class Anchor:
 
 def read_anchors(path: Path) -> list[Anchor]:
     """The anchors of a file, in its order. Raises StoreError that names the line at fault."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise StoreError(
-            f"cannot read the anchors in {path}: {e.strerror}. cxrnode audit anchor writes such a file"
-        ) from e
-    except UnicodeDecodeError as e:
-        raise StoreError(f"{path} is no file of anchors (it is not text): name the one that audit anchor wrote") from e
-    found = [_parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    lines = [(n, line) for n, line in _lines(path) if line.strip() and not _is_cut_off(line)]
+    found = [_parse(line, f"{path}, line {n}") for n, line in lines]
     by_seq: dict[int, str] = {}
     for anchor in found:
         if by_seq.setdefault(anchor.seq, anchor.hash) != anchor.hash:
@@ -58,15 +55,37 @@ def read_anchors(path: Path) -> list[Anchor]:
     return found
 
 
+def cut_off_lines(path: Path) -> list[int]:
+    """The numbers of the lines that were not written to their end. Raises StoreError."""
+    return [n for n, line in _lines(path) if _is_cut_off(line)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        return enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    except OSError as e:
+        raise StoreError(
+            f"cannot read the anchors in {path}: {e.strerror}. cxrnode audit anchor writes such a file"
+        ) from e
+    except UnicodeDecodeError as e:
+        raise StoreError(f"{path} is no file of anchors (it is not text): name the one that audit anchor wrote") from e
+
+
+def _is_cut_off(line: str) -> bool:
+    """An anchor's beginning. What was not yet on the disk when the power failed may be there as zeros."""
+    begun = line.partition("\0")[0]
+    return bool(line.strip()) and (_BEGIN.startswith(begun) or (begun.startswith(_BEGIN) and "}" not in begun))
+
+
 def _parse(line: str, where: str) -> Anchor:
     try:
-        said = json.loads(line)
+        said = json.loads(line.rstrip("\0"))
         seq, digest, at = said["seq"], said["hash"], datetime.fromisoformat(said["at"])
         if type(seq) is not int or seq < 1 or not _HASH.fullmatch(digest) or at.tzinfo is None:
             raise ValueError(line)
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise StoreError(f'{where}: is no anchor, as in {{"seq": 1200, "hash": "5f1c... (64 digits)", "at": '
-                         '"2026-11-22T10:00:00+00:00"}. Was the file cut off or changed?') from e  # fmt: skip
+                         '"2026-11-22T10:00:00+00:00"}. Was the file changed?') from e  # fmt: skip
     return Anchor(seq=seq, hash=digest, at=at)
 
 
@@ -83,8 +102,11 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
     try:
         if path.exists():
             read_anchors(path)
-        with path.open("a", encoding="utf-8") as f:
-            f.write(anchor.line() + "\n")
+        with path.open("ab+") as f:
+            at_end = f.seek(0, os.SEEK_END)
+            f.seek(max(0, at_end - 1))
+            begin = b"" if f.read(1) in (b"", b"\n") else b"\n"  # after a line that was cut off
+            f.write(begin + f"{anchor.line()}\n".encode())
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:

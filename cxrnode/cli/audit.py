@@ -141,11 +141,13 @@ def verify(
     Exit codes: 0 it holds; 1 it does not, and the first broken record, or each differing row, is named; 2 it cannot be
     read.
     """
-    from cxrnode.audit.anchors import read_anchors  # noqa: PLC0415
+    from cxrnode.audit.anchors import cut_off_lines, read_anchors  # noqa: PLC0415
     from cxrnode.audit.export import verify_export  # noqa: PLC0415
     from cxrnode.audit.state import verify_store  # noqa: PLC0415
 
     known = {a.seq: a.hash for a in read_anchors(anchor)} if anchor else {}
+    for n in cut_off_lines(anchor) if anchor else ():
+        say(f"{anchor}, line {n}: cut off while it was written, so it is no anchor", err=True)
     after, missing, state = 0, list[str](), None
     if file:
         if config or out:

@@ -191,5 +191,14 @@ def test_an_anchor_that_somebody_changed_is_a_difference(out: Path, run: Run) ->
     anchors.write_text(json.dumps(kept | {"seq": kept["seq"] + 9}) + "\n")
     code, _, said = run("verify", "--out", out, "--anchor", anchors)
     assert (code, "the end is cut off" in said) == (1, True)
-    anchors.write_text(json.dumps(kept)[:-9])
+    anchors.write_text(json.dumps(kept | {"seq": "9"}) + "\n")
     assert run("verify", "--out", out, "--anchor", anchors)[0] == 2
+
+
+def test_an_anchor_that_was_cut_off_is_told_as_that(out: Path, run: Run) -> None:
+    anchors = out / "anchors"
+    assert run("anchor", anchors, "--out", out)[0] == 0
+    anchors.write_text(anchors.read_text() + anchors.read_text()[:50])
+    code, told, said = run("verify", "--out", out, "--anchor", anchors)
+    assert (code, "1 anchor agrees" in told) == (0, True)
+    assert f"{anchors}, line 2: cut off while it was written, so it is no anchor" in said

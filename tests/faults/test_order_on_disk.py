@@ -88,12 +88,18 @@ def test_the_answer_comes_after_file_rename_folders_and_commit(tmp_path: Path) -
         previous = answer.ended
 
 
+WRITE = "from cxrnode.store.spool import write_atomic as w; w(path, b'x' * 9)"
+UNPACK = (
+    "from cxrnode.inflate import unpack; import gzip, io; "
+    "unpack('gzip', io.BytesIO(gzip.compress(b'x' * 9)), path, most=9)"
+)
+
+
 @pytest.mark.skipif(STRACE is None, reason="needs strace")
-def test_a_whole_file_is_on_the_disk_before_its_name_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [WRITE, UNPACK], ids=["a result", "an unpacked archive"])
+def test_a_whole_file_is_on_the_disk_before_its_name_is(tmp_path: Path, write: str) -> None:
     trace, path = tmp_path / "trace", tmp_path / "made" / "result.dcm"
-    write = (
-        f"from pathlib import Path; from cxrnode.store.spool import write_atomic as w; w(Path({str(path)!r}), b'x' * 9)"
-    )
+    write = f"from pathlib import Path; path = Path({str(path)!r}); {write}"
     command = [str(STRACE), "-f", "-y", "-qq", "-e", f"trace={CALLS}", "-o", str(trace), sys.executable, "-c", write]
     subprocess.run(command, check=True)
     found, part = calls(trace), rf"{path.parent}/\.result\.dcm\.\w+\.part"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrnode.audit.anchors import Anchor, Anchors, read_anchors, take_anchor, write_anchor
+from cxrnode.audit.anchors import Anchor, Anchors, cut_off_lines, read_anchors, take_anchor, write_anchor
 from cxrnode.audit.export import lines, record_export, verify_export
 from cxrnode.errors import CxrnodeError, StoreError
 from cxrnode.store import ledger
@@ -98,6 +98,41 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, cont
     with pytest.raises(StoreError, match=said):
         write_anchor(file, anchor)
     assert file.read_bytes() == content
+
+
+FIRST, SECOND = (Anchor(seq=n, hash="ab"[n - 1] * 64, at=datetime(2026, 1, n, tzinfo=UTC)) for n in (1, 2))
+LINES = f"{FIRST.line()}\n{SECOND.line()}\n".encode()
+
+
+@pytest.mark.parametrize("filled", [b"", b"\0" * 30], ids=["cut", "filled up with zeros"])
+def test_a_file_cut_off_at_any_byte_is_gone_on_with(tmp_path: Path, filled: bytes) -> None:
+    """By a full disk, or by a power cut, which may leave zeros."""
+    third = Anchor(seq=3, hash="c" * 64, at=datetime(2026, 1, 3, tzinfo=UTC))
+    for kept in range(len(LINES) + 1):
+        file, left = tmp_path / f"anchors{kept}", LINES[:kept] + filled
+        file.write_bytes(left)
+        whole = [a for a in (FIRST, SECOND) if a.line().encode() in left]
+        last = left.rpartition(b"\n")[2]
+        cut_off = [left.count(b"\n") + 1] if last and b"}" not in last else []
+        assert (read_anchors(file), cut_off_lines(file)) == (whole, cut_off)
+        write_anchor(file, third)
+        assert (read_anchors(file), cut_off_lines(file)) == ([*whole, third], cut_off)
+        assert file.read_bytes().startswith(left)
+
+
+def test_the_node_goes_on_anchoring_after_a_line_that_was_cut_off(database: Database, tmp_path: Path) -> None:
+    file = tmp_path / "anchors"
+    anchors = Anchors(database=database, file=file, every_records=2, every_s=3600)
+    first = anchors.step(now=NOW)
+    with file.open("a") as f:
+        f.write(FIRST.line()[:40])
+    with database.begin() as c:
+        for _ in range(3):
+            ledger.append(c, "received", actor="test")
+    second = anchors.step(now=NOW + 1)
+    assert first
+    assert second
+    assert read_anchors(file) == [first, second]
 
 
 def test_a_file_of_two_ledgers_is_refused(tmp_path: Path) -> None:
