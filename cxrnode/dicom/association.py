@@ -146,7 +146,7 @@ class Acceptor:
             raise Malformed(INVALID_PARAMETER, f"no A-ASSOCIATE-RQ ({type(error).__name__})") from None
 
     def _refuse(self, peer: Peer, refusal: Refusal) -> bool:
-        who = f" of {peer.calling_aet!r} to {peer.called_aet!r}" if peer.calling_aet or peer.called_aet else ""
+        who = f" of {peer.calling_aet!r} to {peer.called_aet!r}" if peer.calling_aet else ""
         self._policy.answered(peer, refusal)
         why = f"{refusal.text} ({refusal.detail})" if refusal.detail else refusal.text
         self._policy.warn(f"association{who} rejected: {why}", refusal.text, host=self._host, reason=refusal.text)

@@ -17,6 +17,10 @@ _NETWORK = (
     "association", "client_certificate", "commit_report", "commitment", "dimse", "limits", "negotiation", "probe",
     "scp", "scu", "sockets", "status", "storing", "tls",
 )  # fmt: skip
+_NETWORK_TESTS = (
+    "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "listener_words", "scp",
+    "scu", "tls",
+)  # fmt: skip
 _DATA_SET = (
     "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",
     "pixels", "read", "references", "runlength", "select", "tone", "uids",
@@ -35,10 +39,8 @@ GROUPS = {
     ),
     "network": Group(
         tuple(f"cxrnode/dicom/{name}.py" for name in _NETWORK),
-        ("tests/unit/dicom/test_wire_bounds.py", "tests/unit/dicom/test_network_bounds.py",
-         "tests/unit/dicom/test_flat_bounds.py", "tests/unit/dicom/test_client_certificate.py",
-         "tests/unit/dicom/test_listener_words.py", "tests/unit/dicom/test_scp.py", "tests/unit/dicom/test_scu.py",
-         "tests/unit/dicom/test_tls.py", "tests/unit/test_intake.py", "tests/unit/test_commit.py"),
+        (*(f"tests/unit/dicom/test_{name}.py" for name in _NETWORK_TESTS), "tests/unit/test_intake.py",
+         "tests/unit/test_commit.py"),
     ),
     "dicom": Group(
         tuple(f"cxrnode/dicom/{name}.py" for name in _DATA_SET),
