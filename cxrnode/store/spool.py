@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cxrnode.errors import StorageFullError, StoreError
-from engines.files import PRIVATE_UMASK, whole
+from engines.files import PRIVATE_UMASK, remove_abandoned, whole
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -37,9 +37,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep_partial(folder: Path) -> None:
-    """Delete what a killed writer left behind."""
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+    """Delete what killed writers left behind. What another process is writing just now stays."""
+    for within, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(".part"):
+                remove_abandoned(Path(within, name))
 
 
 def keep_private(folder: Path) -> None:
