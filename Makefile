@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl cpio
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl cpio faketime
 
-.PHONY: demo test test-gpu mutants lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
+.PHONY: demo test test-gpu faults mutants lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
 
 demo: $(VENV)/core
 	$(BIN)/python deploy/demo/demo.py demo-out
@@ -17,6 +17,11 @@ test: lint peers
 test-gpu: $(VENV)/pycuda
 	CXRNODE_SOAK_S=$${CXRNODE_SOAK_S:-1800} PYTHONPATH=$(VENV)/pycuda $(BIN)/python -m pytest -m gpu -s \
 	  tests/gpu tests/contract/test_engine.py
+
+# trouble around a node under load: databases, disks, clocks, destinations, power; three quarters of an hour. With
+# nothing else running. One of them: .venv/bin/python -m tests.trouble no_inodes; two hours of load: ... soak
+faults: $(VENV)/dev peers
+	$(BIN)/python -m tests.trouble
 
 # what no test would notice; half an hour with nothing else running (see tests/mutants/README.md)
 mutants: $(VENV)/dev

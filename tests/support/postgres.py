@@ -62,11 +62,15 @@ class Postgres:
     server: _Server
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def new_database(self) -> str:
-        """The URL of an empty database, one for each test."""
+    def new_database(self, *, tablespace: Path | None = None) -> str:
+        """The URL of an empty database, one for each test. tablespace: an empty folder of the server's user."""
         name = f"test{next(self._numbers)}"
         with self.connect("postgres") as raw:
-            raw.execute(f"CREATE DATABASE {name} OWNER {USER}")
+            where = ""
+            if tablespace:
+                raw.execute(f"CREATE TABLESPACE {name}_space LOCATION '{tablespace}'")
+                where = f" TABLESPACE {name}_space"
+            raw.execute(f"CREATE DATABASE {name} OWNER {USER}{where}")
         return self.url(name)
 
     def url(self, name: str, password: str = PASSWORD) -> str:
