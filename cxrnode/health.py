@@ -1,8 +1,7 @@
 """/healthz, /readyz and /metrics over HTTP, for the machines that watch the node. No patient data, ever.
 
-    checks = {"database": database_reason, "disk": disk_reason}     # each: None, or why the node is not ready
-    warnings = {"destination pacs": pacs_reason}                    # the same, of what keeps it from nothing
-    with HealthServer("127.0.0.1", 8080, checks=checks, warnings=warnings, metrics=measures):
+    asked = Asked({"reasons": {"database": ..., "disk": ...}, "warnings": {"destination pacs": ...}})
+    with HealthServer("127.0.0.1", 8080, asked=asked, metrics=measures):
         ...
 
 /healthz: the process lives, whatever else. /readyz: 200, or 503 with the reasons; either with the warnings. /metrics:
@@ -16,7 +15,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -27,32 +26,30 @@ from typing import Any, Generic, Self, TypeVar
 from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
 from prometheus_client.registry import Collector
 
+from cxrnode.checks import Asked
 from cxrnode.config_here import why_no_listener
 
 _PATIENCE_S = 5.0  # for a peer to send its whole request, and again to take the answer
-_CHECKS_S = 5.0  # for the checks, or the metrics; after that the answer is that they do not answer
+_METRICS_S = 5.0  # for the metrics before; after that the answer is that they do not answer
 _MAX_HEAD = 8192  # bytes of a request's head
 _MAX_PEERS = 64  # connections at a time; the next one ends the oldest
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-Checks = Mapping[str, Callable[[], str | None]]
 
 
 class HealthServer:
     """Answers in threads of its own from construction until `stop`; also a context manager.
 
-    checks, warnings: name -> None where all is well, else the reason, in words that may be shown. They and `metrics`
-    are asked in those threads, one request at a time. Raises ConfigError where it cannot listen.
+    asked: gives the "reasons" for which the node is not ready, and "warnings", in words that may be shown. `metrics`
+    is asked in those threads, one request at a time. Raises ConfigError where it cannot listen.
     """
 
-    def __init__(
-        self, bind: str, port: int, *, checks: Checks, warnings: Checks, metrics: Callable[[], Iterable[Metric]]
-    ) -> None:
+    def __init__(self, bind: str, port: int, *, asked: Asked, metrics: Callable[[], Iterable[Metric]]) -> None:
         try:
             self._server = _Server(bind, port)
         except OSError as e:
             raise why_no_listener("http.port", bind, port, e) from e
-        self._server.checks = _OneAtATime(lambda: (reasons(checks), reasons(warnings)))
+        self._server.asked = asked
         self._server.metrics = _OneAtATime(lambda: generate_latest(_Collected(metrics)))
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
@@ -83,9 +80,9 @@ class _OneAtATime(Generic[T]):
 
     def __call__(self) -> T:
         """Raises TimeoutError where an earlier call has been going on for too long."""
-        patience = _CHECKS_S
+        patience = _METRICS_S
         if self._lock.locked():
-            patience = max(0.0, self._since + _CHECKS_S - time.monotonic())
+            patience = max(0.0, self._since + _METRICS_S - time.monotonic())
         if not self._lock.acquire(timeout=patience):
             raise TimeoutError
         try:
@@ -93,20 +90,6 @@ class _OneAtATime(Generic[T]):
             return self._ask()
         finally:
             self._lock.release()
-
-
-def reasons(checks: Checks) -> dict[str, str]:
-    """Those that are not well, and why; a check that raises is not."""
-    found = {}
-    for name, check in checks.items():
-        try:
-            reason = check()
-        except Exception as e:  # noqa: BLE001 (a check that fails is a reason; its text might hold a secret)
-            _log.warning("the check %s failed: %s", name, type(e).__name__)
-            reason = f"the check failed: {type(e).__name__}"
-        if reason is not None:
-            found[name] = reason
-    return found
 
 
 class _Collected(Collector):
@@ -174,12 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _not_allowed  # noqa: N815
 
     def _answer_ready(self) -> None:
-        try:
-            wrong, warnings = self.server.checks()
-        except TimeoutError:
-            wrong, warnings = {"checks": f"no answer for {_CHECKS_S:.0f} s"}, {}
-        body = json.dumps({"ready": not wrong, "reasons": wrong, "warnings": warnings}).encode() + b"\n"
-        status = HTTPStatus.SERVICE_UNAVAILABLE if wrong else HTTPStatus.OK
+        found = self.server.asked()
+        ready = not found["reasons"]
+        body = json.dumps({"ready": ready, **found}).encode() + b"\n"
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         self._answer(status, "application/json", body)
 
     def _answer_metrics(self) -> None:
@@ -212,7 +193,7 @@ class _Server(ThreadingMixIn, TCPServer):
 
     allow_reuse_address = True
     request_queue_size = 128
-    checks: _OneAtATime[tuple[dict[str, str], dict[str, str]]]  # reasons, warnings
+    asked: Asked
     metrics: _OneAtATime[bytes]
 
     def __init__(self, bind: str, port: int) -> None:

@@ -24,9 +24,9 @@ from sqlalchemy import text
 
 from cxrnode import __version__, metrics
 from cxrnode.audit.forward import unconfirmed_since
+from cxrnode.checks import Asked
 from cxrnode.config import EXPIRY_NOTICE, Config, TlsTable
 from cxrnode.errors import ConfigError, StorageFullError, StoreError
-from cxrnode.health import reasons
 from cxrnode.metrics import ThreadState
 from cxrnode.store.database import Database
 from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
@@ -53,21 +53,23 @@ class Monitor:
     supervisor: Supervisor
     measured: Path | None = None
     tls_tables: Mapping[str, TlsTable] = field(init=False)  # as they were read last
+    asked: Asked = field(init=False)  # `checks` and `warnings`, in time whatever hangs
     _tally: Tally = field(init=False)  # since the node's start
     _one_counts: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self.tls_tables = self.config.tls_tables
+        self.asked = Asked({"reasons": self.checks, "warnings": self.warnings})
         with self.database.begin(shared=True) as c:
             self._tally = Tally.begin(c)
 
     @property
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """Name -> a call that gives None where all is well, else the reason why the node cannot do its work."""
-        checks = {"stages": self._stages, "threads": self._threads, "database": self._database, "disk": self._disk}
+        checks = {"stages": self._stages, "threads": self._threads}
         if "intake" in self.supervisor.stages:
-            checks["listener"] = self._listener
-            checks["answers"] = self._answers
+            checks |= {"listener": self._listener, "answers": self._answers}
+        checks |= {"disk": self._disk, "database": self._database}  # what may hang comes last: the others are told
         if "analyse" in self.supervisor.stages:
             checks["engine"] = self._engine
         return checks
@@ -87,7 +89,8 @@ class Monitor:
 
     def metrics(self) -> Iterator[Metric]:
         yield _gauge("cxrnode_build_info", "Which cxrnode this is", {(__version__,): 1}, "version")
-        yield from self._machine_metrics()
+        wrong = self.asked()["reasons"]
+        yield from self._machine_metrics(wrong)
         if self.measured:
             yield from metrics.collect(self.measured)
             now = time.monotonic()
@@ -95,9 +98,10 @@ class Monitor:
             yield _gauge(
                 "cxrnode_thread_silent_seconds", "Since a thread's last sign of life", silent, "stage", "thread"
             )  # fmt: skip
-        with suppress(StoreError, StorageFullError):  # then cxrnode_check_ok says so
-            yield from self._queue_metrics()
-            yield from self._history_metrics()
+        if "database" not in wrong:  # it might hang
+            with suppress(StoreError, StorageFullError):  # the next cxrnode_check_ok says so
+                yield from self._queue_metrics()
+                yield from self._history_metrics()
 
     def _queue_metrics(self) -> Iterator[Metric]:
         names = [entry.name for entry in self.config.destination]
@@ -140,8 +144,8 @@ class Monitor:
         lag = max(0.0, time.time() - since.timestamp()) if since else 0
         yield _gauge("cxrnode_syslog_lag_seconds", "Age of the oldest record that syslog did not confirm", {(): lag})
 
-    def _machine_metrics(self) -> Iterator[Metric]:
-        wrong, down = reasons(self.checks), self.supervisor.down
+    def _machine_metrics(self, wrong: Mapping[str, str]) -> Iterator[Metric]:
+        down = self.supervisor.down
         yield _gauge("cxrnode_ready", "1 where /readyz says so", {(): not wrong})
         ok = {(name,): name not in wrong for name in self.checks}
         yield _gauge("cxrnode_check_ok", "1 where this check of /readyz found nothing", ok, "check")

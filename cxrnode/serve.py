@@ -400,8 +400,5 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                     monitor.tls_tables = fresh.tls_tables
 
             supervisor.on_hangup = hang_up
-            with HealthServer(
-                config.http.bind, config.http.port, checks=monitor.checks, warnings=monitor.warnings,
-                metrics=monitor.metrics,
-            ):  # fmt: skip
+            with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
                 return supervisor.run(shared=[shared])
