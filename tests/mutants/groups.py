@@ -18,8 +18,8 @@ _NETWORK = (
     "scp", "scu", "sockets", "status", "storing", "tls",
 )  # fmt: skip
 _NETWORK_TESTS = (
-    "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "listener_words", "scp",
-    "scu", "tls",
+    "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "commit_report",
+    "listener_words", "probe", "scp", "scu", "tls",
 )  # fmt: skip
 _DATA_SET = (
     "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",
