@@ -31,6 +31,7 @@ from cxrnode.words import counted
 _LEASE = "a lease: whose it is, and until when"
 _TRIES = "counts tries; the ledger has each that came to its end"
 _WAIT = "when it is tried next: whoever changes it delays or hastens it, and changes no result"
+_AGE = "since when retention waits; what it deletes is on record"
 # Columns that are compared with nothing, each with why. A new column must be here or in tables.TOLD.
 FREE = {
     "instance": {},
@@ -41,12 +42,13 @@ FREE = {
     "study": {
         "last_received_at": "when its report is due; the report's own record stays",
         "attempts": _TRIES, "not_before": _WAIT, "lease_owner": _LEASE, "lease_until": _LEASE,
-        "last_error": "words about a try that is repeated",
+        "last_error": "words about a try that is repeated", "over_at": _AGE, "over_step": _AGE,
     },
     "result": {"id": "a number that nothing refers to"},
     "delivery": {
-        "id": "a number that nothing refers to", "attempts": _TRIES, "not_before": _WAIT, "lease_owner": _LEASE,
-        "lease_until": _LEASE, "updated_at": "when its state changed: the record that changed it says so",
+        "id": "a number that nothing refers to", "attempts": _TRIES, "not_before": _WAIT, "wait_s": _WAIT,
+        "lease_owner": _LEASE, "lease_until": _LEASE,
+        "updated_at": "when its state changed: the record that changed it says so",
     },
 }  # fmt: skip
 _STATES = {WAITING: (RECEIVED, CLAIMED), DONE: (ANALYSED, REPORTED)}

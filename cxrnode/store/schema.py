@@ -25,9 +25,16 @@ from sqlalchemy import (
 
 from cxrnode.store.triggers import keep_append_only
 
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData()
+
+
+def _held(table: str, *columns: str) -> Index:
+    """What is claimed just now: few rows of many."""
+    held = text("lease_owner IS NOT NULL")
+    return Index(f"ix_{table}_lease", *columns, sqlite_where=held, postgresql_where=held)
+
 
 # Alembic's own table: which revision the database is at
 alembic_version = Table(
@@ -105,6 +112,9 @@ study = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("not_before", Float, nullable=False, default=0.0),
     Column("last_error", Text),
+    Column("over_at", Float),  # retention's elapsed time when it first saw the study's work over, see clock
+    Column("over_step", Float),  # and when its newest step was
+    _held("study", "lease_owner"),
 )
 
 result = Table(
@@ -140,9 +150,11 @@ delivery = Table(
     Column("status", Text, nullable=False, default=""),  # "0x0000", or why there is none
     Column("transaction_uid", String(64)),  # of the newest commitment request
     Column("updated_at", Float, nullable=False, default=0.0),
+    Column("wait_s", Float),  # that ends at not_before: at no other time is it waited
     UniqueConstraint("result_uid", "destination", name="uq_delivery_result_destination"),
     Index("ix_delivery_state", "destination", "state", "not_before"),
     Index("ix_delivery_transaction", "transaction_uid"),
+    _held("delivery", "destination", "lease_owner"),
 )
 
 # what peers asked us to commit to (we as storage commitment SCP), until they have their answer
@@ -156,6 +168,7 @@ commitment_request = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("not_before", Float, nullable=False, default=0.0),
     Column("answered_at", Float),
+    Column("wait_s", Float),  # that ends at not_before
 )
 
 # every record has the first two
