@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 _TOGETHER_S = 0.05  # what is done within this time of each other shares a commit
 _POLL_S = 0.05
-_IDLE_POLL_S = 0.1  # each is two transactions, all day
+_IDLE_POLL_S = 0.1  # each is two readings, all day
 _LEASE_S = 10.0  # what a killed process had in hand waits so long
 _BEAT_S = _LEASE_S / 4
 _CLAIM = 4  # images that are worth a claim: each is a commit
@@ -144,13 +144,22 @@ class Analyser:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > _BEAT_S:
             self._beaten = time.monotonic()
+            with self.database.read() as c:
+                if not (self._busy or self._has_claims(c) or self.queue.has_dead(c, self._lease())):
+                    return
             with self.database.begin() as c:
                 self.queue.heartbeat(c, self._lease())
                 self.studies.heartbeat(c, self._lease())
                 self.queue.give_up(c, self._lease())
                 self._reconcile(c)
 
+    def _has_claims(self, c: Connection) -> bool:
+        return bool(self.queue.claimed_by(c, self.owner) or self.studies.claimed_by(c, self.owner))
+
     def _holds_what_it_claimed(self) -> bool:
+        with self.database.read() as c:
+            if not self._has_claims(c):
+                return True
         with self.database.begin() as c:
             return self._reconcile(c)
 
@@ -191,6 +200,9 @@ class Analyser:
             return 0
         if self.stopping.is_set() or self._alone or room <= 0:
             return 0
+        with self.database.read() as c:  # all day: whoever begins to write keeps others from it
+            if not self.queue.due(c, self._lease(), stat_only=full):
+                return 0
         with self.database.begin() as c:  # alone: it is recorded
             jobs = self.queue.claim(c, self._lease(), limit=room, idle=not self._busy, stat_only=full)
             self.queue.record_claims(c, jobs)
@@ -217,6 +229,9 @@ class Analyser:
         room = most - len(self._reports)  # in a node few: a STAT study waits until one of them is done
         if self.stopping.is_set() or room <= 0:
             return 0
+        with self.database.read() as c:
+            if not self.studies.due(c, self._lease(), quiet_s=self.options.quiet_s):
+                return 0
         with self.database.begin(shared=True) as c:
             studies = self.studies.claim(c, self._lease(), quiet_s=self.options.quiet_s, limit=room)
         self._drop_lost(set(), self._reports.keys & {study.study_instance_uid for study in studies})
@@ -301,7 +316,7 @@ class Analyser:
         """(rejection, note): see `compare_with_seen`."""
         if decoded.pixel_digest is None:
             return decoded.rejection, None
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             seen = self.queue.seen(c, job.sop_instance_uid)
         in_hand = (seen_as(step) for step in self._jobs.steps if step.job.sop_instance_uid == job.sop_instance_uid)
         others = [*seen, *(image for image in in_hand if image)]

@@ -128,7 +128,7 @@ class BatchRun:
         state = "failed"
         try:
             self._stages(started_at)
-            with self.database.begin() as c:
+            with self.database.read() as c:
                 self.missing = list(self.results.missing(c, scanned=self._scanned))
             state = "incomplete" if self.missing else "complete"
         except KeyboardInterrupt:

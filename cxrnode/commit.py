@@ -57,7 +57,7 @@ class CommitmentAnswers:
 
     def step(self) -> float:
         """Answer one request, if one is due."""
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             asked = self.commitments.due(c, now=time.time())
         if asked is None:
             return _POLL_S
@@ -82,7 +82,7 @@ class CommitmentAnswers:
 
     def _answer(self, asked: OpenRequest) -> None:
         instances = asked.instances
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             held = self.commitments.held(c, instances)
         there = {i for i, paths in held.items() if any((self.root / path).is_file() for path in paths)}
         kept = [i for i in instances if i in there]

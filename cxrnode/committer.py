@@ -48,7 +48,7 @@ class Committer:
         """Ask once, if there is anything to ask for; returns the seconds until there may be more to do."""
         if wait_s := self.breaker.wait_s:
             return wait_s
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             if not self.outbox.uncommitted(c, self.destination.key, now=time.time()):
                 return _POLL_S
         scu = StoreScu(

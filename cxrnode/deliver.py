@@ -69,7 +69,7 @@ class Sender:
         """Send what is due, a page of it at most; returns the seconds until there may be more to do."""
         if wait_s := self.breaker.wait_s:
             return wait_s
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             due = self.outbox.due(c, self.destination.key, now=time.time())
         if not due:
             if time.monotonic() > self._used_at + _IDLE_S:
@@ -307,7 +307,7 @@ def deliver_all(
 
 
 def _dry(sender: Sender) -> bool:
-    with sender.database.begin(shared=True) as c:
+    with sender.database.read() as c:
         return not sender.outbox.waiting(c, sender.destination.key)
 
 

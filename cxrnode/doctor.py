@@ -84,7 +84,7 @@ def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
 
 
 def _revision(database: Database) -> Check:
-    with database.begin(shared=True) as c:
+    with database.read() as c:
         revision = c.execute(select(alembic_version.c.version_num)).scalar_one()
     return fine("database", f"{database.name} opens, schema revision {revision}")
 
@@ -111,7 +111,7 @@ def _disk(config: Config) -> Check:
 def _clock(database: Database) -> Check:
     """Against the clocks that can be had: the database server's, and the times that the store holds."""
     compared, off = [], 0.0
-    with database.begin(shared=True) as c:
+    with database.read() as c:
         last = c.execute(select(ledger.c.at).order_by(ledger.c.seq.desc()).limit(1)).scalar()
         received = c.execute(select(instance.c.received_at).order_by(instance.c.id.desc()).limit(1)).scalar()
         newest = max(datetime.fromisoformat(last).timestamp() if last else 0.0, received or 0.0)

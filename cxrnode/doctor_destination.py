@@ -265,7 +265,7 @@ def _await_states(database: Database, destination: str, objects: Sequence[Result
     )
     deadline = time.monotonic() + _COMMIT_WAIT_S
     while True:
-        with database.begin(shared=True) as c:
+        with database.read() as c:
             states = [(row.state, row.status) for row in c.execute(query)]
         if all(state != SENT for state, _ in states) or time.monotonic() > deadline:
             return states

@@ -43,7 +43,7 @@ def take_in(
     scan, as soon as the archives were walked to their end. on_empty: told of archives that hold no file. Returns how
     many rows there must be now, those of earlier runs included.
     """
-    with database.begin() as c:
+    with database.read() as c:
         before = queue.count_all(c)
     total = 0
     items = chain.from_iterable(iter_items(a, spool=spool, skip=out, on_empty=on_empty) for a in archives)
@@ -63,7 +63,7 @@ def take_in(
 
 def _unknown(chunk: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
     """What is neither in the store nor on its way there: a file may be named twice on the command line."""
-    with database.begin() as c:
+    with database.read() as c:
         known = queue.known_paths(c, [i.path for i in chunk]) | waiting
     return list({i.path: i for i in chunk if i.path not in known}.values())
 

@@ -60,7 +60,7 @@ class Monitor:
     def __post_init__(self) -> None:
         self.tls_tables = self.config.tls_tables
         self.asked = Asked({"reasons": self.checks, "warnings": self.warnings})
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             self._tally = Tally.begin(c)
 
     @property
@@ -105,7 +105,7 @@ class Monitor:
 
     def _queue_metrics(self) -> Iterator[Metric]:
         names = [entry.name for entry in self.config.destination]
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             jobs, deliveries, oldest = open_jobs(c), open_deliveries(c, names), oldest_waiting(c)
             engine, fallback = (Queue("monitor").get_setting(c, key) for key in (ENGINE, FALLBACK))
         states = {(state,): n for state, n in jobs.items()}
@@ -125,7 +125,7 @@ class Monitor:
         with self._one_counts:  # its caller may have given up waiting, and another have come
             tally, more = self._tally, True
             while more:
-                with self.database.begin(shared=True) as c:
+                with self.database.read() as c:
                     more = tally.go_on(c)
         became = {(entry.name, what): 0 for entry in self.config.destination for what in _BECAME}
         yield _counter(
@@ -139,7 +139,7 @@ class Monitor:
         events = {(kind,): n for kind, n in tally.events.items()}
         yield _counter("cxrnode_events_total", "Records of the audit ledger since the start", events, "kind")
         yield _gauge("cxrnode_ledger_records", "Records of the audit ledger", {(): tally.seq})
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             since = unconfirmed_since(c) if self.config.audit.syslog else None
         lag = max(0.0, time.time() - since.timestamp()) if since else 0
         yield _gauge("cxrnode_syslog_lag_seconds", "Age of the oldest record that syslog did not confirm", {(): lag})
@@ -181,7 +181,7 @@ class Monitor:
         return [t for t in metrics.threads(self.measured) if t.stage not in down] if self.measured else []
 
     def _database(self) -> str | None:
-        with self.database.begin(shared=True) as c:
+        with self.database.begin(shared=True) as c:  # as one that writes: locked for good, it takes nothing
             c.execute(text("SELECT 1"))
         return None
 
@@ -205,12 +205,12 @@ class Monitor:
         return f"a stored instance has waited {waited:.0f} s for its answer" if waited > _UNANSWERED_S else None
 
     def _engine(self) -> str | None:
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             verified = Queue("monitor").get_setting(c, ENGINE)
         return None if verified else "the engine has not passed its golden check yet"
 
     def _fallback(self) -> str | None:
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             reason = Queue("monitor").get_setting(c, FALLBACK)
         return f"the CPU does the GPU's work: {reason}" if reason else None
 
@@ -230,7 +230,7 @@ class Monitor:
         return "; ".join(said) or None
 
     def _destination(self, name: str) -> str | None:
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             waiting = sum(n for (_, state), n in open_deliveries(c, [name]).items() if state == "pending")
         failures = metrics.failures_in_a_row(self.measured, name) if self.measured else 0
         return (

@@ -130,7 +130,7 @@ class Results:
 
     def write_csv(self, database: Database) -> None:
         """All rows, in archive order, in the place of what stood there."""
-        with open_atomic(self.csv_path) as f, database.begin() as c:
+        with open_atomic(self.csv_path) as f, database.read() as c:
             text = io.TextIOWrapper(f, encoding="utf-8", newline="", write_through=True)
             self.print_csv(self.rows(c), text)
             text.detach()
@@ -138,7 +138,7 @@ class Results:
     def append_studies(self, database: Database, study_instance_uids: Sequence[str]) -> None:
         """The rows of studies that were just reported: results.csv can be followed while the run goes on."""
         path = self.csv_path
-        with storage_errors(path), database.begin() as c, path.open("a", newline="", encoding="utf-8") as f:
+        with storage_errors(path), database.read() as c, path.open("a", newline="", encoding="utf-8") as f:
             write_csv(f, self.columns, self.rows(c, study_instance_uids), header=False)
 
     def print_csv(self, rows: Iterator[dict[str, Any]], f: TextIO) -> None:

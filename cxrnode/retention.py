@@ -109,7 +109,7 @@ class Retention:
         query = select(study.c.study_instance_uid).where(
             study.c.study_instance_uid.in_(uids), study.c.last_received_at <= now - self.days * _DAY_S
         )
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             return list(c.execute(query).scalars())
 
     def _delete_safely(self, uid: str, now: float) -> int:

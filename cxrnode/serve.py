@@ -145,7 +145,7 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
             return queue.receive(c, batch)
 
     def known(paths: Sequence[Path]) -> set[Path]:
-        with database.begin(shared=True) as c:
+        with database.read() as c:
             return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
 
     told = SparseLog()

@@ -136,7 +136,7 @@ class Anchors:
     def step(self, *, now: float) -> Anchor | None:
         """Take an anchor if one is due. `now`: seconds since 1970, UTC."""
         before = read_anchors(self.file)[-1:] if self.file.exists() else []
-        with self.database.begin(shared=True) as c:
+        with self.database.read() as c:
             last = ledger.newest(c)
         if last is None or not self._due(last[0], before, now):
             return None

@@ -70,7 +70,7 @@ def list_jobs(
         deliveries=[d.value for d in delivery or ()],
     )  # fmt: skip
     names = [d.name for d in loaded.destination]
-    with open_database(loaded, read_only=True) as database, database.begin(shared=True) as c:
+    with open_database(loaded, read_only=True) as database, database.read() as c:
         rows = overview.jobs(c, wanted, limit=limit)
         totals = overview.totals(c) if output_format is Format.TABLE else {}
     if destination is not None and destination not in names and not rows:
@@ -88,7 +88,7 @@ def show(config: ConfigPath, job_id: Annotated[int, typer.Argument(metavar="ID")
     from cxrnode.serve import open_database  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
-    with open_database(config, read_only=True) as database, database.begin(shared=True) as c:
+    with open_database(config, read_only=True) as database, database.read() as c:
         row = overview.job_row(c, job_id)
         deliveries = overview.deliveries_of(c, row) if row else []
     if row is None:

@@ -103,7 +103,7 @@ def _tell_failures(run: BatchRun) -> bool:
     for warning in run.warnings:
         say(f"warning: {warning}", err=True)
     failed = bool(run.missing)
-    with run.database.begin() as c:
+    with run.database.read() as c:
         for path, why in run.results.failures(c):
             failed = True
             say(f"failed: {path}: {why}", err=True)
@@ -121,7 +121,7 @@ def _tell_failures(run: BatchRun) -> bool:
 
 
 def _print(run: BatchRun, summary: dict[str, Any], output_format: Format, *, quiet: bool) -> None:
-    with run.database.begin() as c, closing(run.results.rows(c)) as rows:
+    with run.database.read() as c, closing(run.results.rows(c)) as rows:
         if output_format is Format.CSV:
             run.results.print_csv(rows, exact())
         elif output_format is Format.JSON:

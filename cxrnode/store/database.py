@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,11 +16,13 @@ from sqlalchemy.pool import NullPool
 from cxrnode.errors import StorageFullError, StoreAwayError, StoreError
 from cxrnode.store import ledger
 from cxrnode.store.schema import REVISION, alembic_version, metadata
+from cxrnode.store.turns import Turns
 
 LEDGER_NAME = "ledger.sqlite"  # the SQLite file, in the output folder or the data folder
 _EXAMPLE = "postgresql+psycopg://user:password@host:5432/cxrnode"
+_WRITE_WAIT_S = 10.0  # for the other threads of this process, and then for the other processes
 _SQLITE = (
-    "busy_timeout=5000",  # ms
+    f"busy_timeout={_WRITE_WAIT_S * 1000:.0f}",
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -37,6 +39,8 @@ _CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30
 # What these say is not about the rows that they were given: the server, the file, the connection, the pool
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.DisconnectionError, exc.TimeoutError)
 _AWAY_NAMES = frozenset(kind.__name__ for kind in _AWAY)  # PEP 249 gives the drivers' errors the same
+_READ_ONLY = "postgresql_readonly"  # SQLAlchemy's option, which ours for SQLite goes by too
+_READING: dict[str, Any] = {_READ_ONLY: True}
 _READ_WAIT_S = 5.0  # for who holds the file: in WAL mode nobody does for long
 _DISK_FULL = "53100"  # SQLSTATE, PostgreSQL appendix A
 _FIRST_VERSION = 1  # PRAGMA user_version of cxrnode 0.1.0, which knew no alembic_version
@@ -46,6 +50,7 @@ class Database:
     """A SQLite file (a Path) or a PostgreSQL database (a URL). Opening it makes or migrates its tables.
 
     `begin()` is the only way to write: one transaction, committed or rolled back whole, one writer at a time on both.
+    `read()` is for what only asks: it waits for no writer, and no writer for it.
     `read_only` never writes, waits for nobody and holds nobody up: a transaction sees the store as it was when it
     began. It wants a database of today's schema.
 
@@ -67,6 +72,8 @@ class Database:
             may = "read" if read_only else "make and write"
             self._mend = f"Is the server up, and may this user {may} tables there?"
             self._engine = _postgresql(url, read_only=read_only)
+        self._turn = Turns(_WRITE_WAIT_S) if self._engine.dialect.name == "sqlite" and not read_only else nullcontext()
+        self._reading = self._engine.execution_options(**_READING)
         try:
             if read_only:
                 self._check_revision()
@@ -83,9 +90,18 @@ class Database:
         What appends to the ledger begins alone: the ledger is one chain, and a transaction that came to it with rows
         in hand would deadlock with the one before it that wants these rows.
         """
-        with self._errors(), self._engine.begin() as c:
+        with self._errors(), self._turn, self._engine.begin() as c:
             if not (shared or self._read_only):
                 ledger.lock(c)
+            yield c
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that may not write: it sees the store as it was when it first asked, and never waits.
+
+        To write what follows from it, end it and `begin`: it may have been overtaken.
+        """
+        with self._errors(), self._reading.begin() as c:
             yield c
 
     def close(self) -> None:
@@ -179,7 +195,9 @@ def _sqlite(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get(_READ_ONLY, False)
+        connection.exec_driver_sql(f"PRAGMA query_only={reading:d}")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
 

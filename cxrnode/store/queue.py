@@ -88,10 +88,20 @@ def lease_ended(until: Column[Any]) -> ColumnElement[bool]:
 _LOST = (job.c.state == CLAIMED) & lease_ended(job.c.lease_until)
 _SUSPECTS = _jobs(_LOST & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1))
 _LOST_CLAIMS = _jobs(_LOST & (job.c.attempts < _SUSPECT) & (job.c.priority <= bindparam("least_urgent")))
-_DEAD = _jobs(_LOST & (job.c.attempts >= MAX_ATTEMPTS))
+_IS_DEAD = _LOST & (job.c.attempts >= MAX_ATTEMPTS)
+_DEAD = _jobs(_IS_DEAD)
 _READY = _jobs(
     (job.c.state == RECEIVED) & (job.c.not_before <= bindparam("now")) & (job.c.priority == bindparam("priority"))
 )
+# whether there are any at all, without a lock on what is found
+_URGENT_ENOUGH = job.c.priority <= bindparam("least_urgent")
+_LOST_LOOK = select(job.c.id).where(_LOST, _URGENT_ENOUGH | (job.c.attempts >= _SUSPECT)).limit(bindparam("limit"))
+_READY_LOOK = (
+    select(job.c.id)
+    .where(job.c.state == RECEIVED, job.c.not_before <= bindparam("now"), _URGENT_ENOUGH)
+    .limit(bindparam("limit"))
+)
+_DEAD_LOOK = select(job.c.id).where(_IS_DEAD).limit(bindparam("limit"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +265,18 @@ class Queue:
         room = limit - len(ids) - min(len(routine), limit // _ROUTINE_SHARE)
         ids = (ids + stat[: max(0, room)] + routine)[:limit]
         return self._take(c, lease, ids)
+
+    def due(self, c: Connection, lease: Lease, *, stat_only: bool = False) -> bool:
+        """Whether a claim may give anything; asked in a transaction that only reads."""
+        urgent = {"least_urgent": STAT if stat_only else ROUTINE}
+        return any(
+            c.execute(query, {**lease.times, **urgent, "limit": 1}).first()
+            for query in (_READY_LOOK, _LOST_LOOK)
+        )  # fmt: skip
+
+    def has_dead(self, c: Connection, lease: Lease) -> bool:
+        """Whether `give_up` would give up any."""
+        return c.execute(_DEAD_LOOK, {**lease.times, "limit": 1}).first() is not None
 
     def _take(self, c: Connection, lease: Lease, ids: Sequence[int]) -> list[Job]:
         if not ids:

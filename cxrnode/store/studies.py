@@ -65,11 +65,11 @@ def _claimable() -> Select[Any]:
         )
         .order_by(urgency, study.c.study_instance_uid)
         .limit(bindparam("limit"))
-        .with_for_update(skip_locked=True)
     )
 
 
-_CLAIMABLE = _claimable()  # asked for all day, so built once
+_LOOK = _claimable()  # asked for all day, so built once
+_CLAIMABLE = _LOOK.with_for_update(skip_locked=True)
 
 
 class Studies:
@@ -89,6 +89,11 @@ class Studies:
             uids = [row.study_instance_uid for row in rows]
             c.execute(update(study).where(study.c.study_instance_uid.in_(uids)).values(**mine))
         return [self._study(c, row) for row in rows]
+
+    def due(self, c: Connection, lease: Lease, *, quiet_s: float) -> bool:
+        """Whether a claim may give any; asked in a transaction that only reads."""
+        asked = {**lease.times, "quiet_since": lease.now - quiet_s, "limit": 1}
+        return c.execute(_LOOK, asked).first() is not None
 
     def _study(self, c: Connection, row: Any) -> Study:
         uid = row.study_instance_uid

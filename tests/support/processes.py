@@ -14,13 +14,13 @@ PROCESSES = 3
 _barriers: list[Barrier] = []  # of this process: a pool passes one on at its start alone
 
 
-def at_once(work: Callable[[Path | str, int], T], where: Path | str) -> list[T]:
+def at_once(work: Callable[[Path | str, int], T], where: Path | str, processes: int = PROCESSES) -> list[T]:
     """`work(where, number)` in fresh processes, from a barrier on: without it, one would have done its work before the
     next has read its imports."""
     context = get_context("spawn")
-    barrier = context.Barrier(PROCESSES)
-    with ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
-        return [f.result() for f in [pool.submit(_run, work, where, number) for number in range(PROCESSES)]]
+    barrier = context.Barrier(processes)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
+        return [f.result() for f in [pool.submit(_run, work, where, number) for number in range(processes)]]
 
 
 def _keep(barrier: Barrier) -> None:

@@ -72,7 +72,7 @@ def test_one_writer_at_a_time(where: Path | str) -> None:
 def test_sqlite_commits_are_on_disk_and_foreign_keys_hold(tmp_path: Path) -> None:
     database = Database(tmp_path / "odd ?%&name.sqlite")
     with database.begin() as c:
-        wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000}
+        wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10000}
         assert {k: c.execute(text(f"PRAGMA {k}")).scalar_one() for k in wanted} == wanted
     with pytest.raises(StoreError, match="FOREIGN KEY"), database.begin() as c:
         c.execute(text("INSERT INTO job (id, state, priority, attempts, not_before) VALUES (7, 'received', 1, 0, 0)"))
