@@ -14,7 +14,7 @@ from pathlib import Path
 from cxrnode import metrics
 from cxrnode.dicom.commit_report import report_commitment
 from cxrnode.dicom.commitment import CommitmentRequest
-from cxrnode.dicom.scu import NoAssociationError, SendError
+from cxrnode.dicom.requestor import NoAssociationError, SendError
 from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.logs import words

@@ -13,7 +13,8 @@ from functools import partial
 
 from cxrnode import metrics
 from cxrnode.dicom.commitment import CommitmentReport
-from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, SendError, StoreScu
+from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, StoreScu
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.patience import Breaker, Patience
 from cxrnode.store.database import Database
@@ -39,6 +40,7 @@ class Committer:
     timeout_s: float = TIMEOUT_S
     ask_again_s: float = ASK_AGAIN_S
     report_wait_s: float = _REPORT_WAIT_S
+    page: int = _PAGE
     breaker: Breaker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Committer:
         transaction_uid = f"2.25.{uuid.uuid4().int}"  # PS3.5 section B.2
         with self.database.begin() as c:
             asked = self.outbox.requested(
-                c, self.destination.key, transaction_uid, now=time.time(), limit=_PAGE,
+                c, self.destination.key, transaction_uid, now=time.time(), limit=self.page,
                 ask_again_s=self.ask_again_s,
             )  # fmt: skip
         if not asked:

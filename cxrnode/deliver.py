@@ -20,7 +20,8 @@ from pathlib import Path
 
 from cxrnode import metrics
 from cxrnode.committer import Committer
-from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, SendError, StoreScu
+from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, StoreScu
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.logs import words
 from cxrnode.loops import Loop, beat

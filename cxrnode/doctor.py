@@ -25,7 +25,7 @@ from cxrnode.config import EXPIRY_NOTICE, Config
 from cxrnode.config_here import listens, open_to_others, unreachable
 from cxrnode.dicom.negotiation import FROM_ANOTHER_ADDRESS
 from cxrnode.dicom.probe import probe
-from cxrnode.dicom.scu import SendError
+from cxrnode.dicom.requestor import SendError
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.dicom.tls import authority_expiry, certificate_expiry
 from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, warned

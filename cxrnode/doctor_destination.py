@@ -19,7 +19,8 @@ from cxrnode.committer import record_report
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.negotiation import COMMITMENT
 from cxrnode.dicom.probe import FIND, RESULTS, Probe, probe
-from cxrnode.dicom.scu import SendError, StoreScu
+from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scu import StoreScu
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.doctor_study import PATIENT_ID, STUDY_UID, write_study
 from cxrnode.store import ledger

@@ -16,7 +16,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from cxrnode.dicom.commitment import references
-from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, NoAssociationError, SendError, TidyAE
+from cxrnode.dicom.requestor import CONNECT_TIMEOUT_S, NoAssociationError, SendError, TidyAE, bounded, end
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination, Reference
 
@@ -48,14 +48,17 @@ def report_commitment(
     if not assoc.is_established:
         raise NoAssociationError("association rejected" if assoc.is_rejected else "no connection")
     try:
-        answer, _ = assoc.send_n_event_report(
-            _information(transaction_uid, kept, missing), _SOME_MISSING if missing else _ALL_KEPT,
-            StorageCommitmentPushModel, StorageCommitmentPushModelInstance,
-        )  # fmt: skip
+        with bounded(assoc, _TIMEOUT_S):
+            answer, _ = assoc.send_n_event_report(
+                _information(transaction_uid, kept, missing), _SOME_MISSING if missing else _ALL_KEPT,
+                StorageCommitmentPushModel, StorageCommitmentPushModelInstance,
+            )  # fmt: skip
     except ValueError as e:
         raise SendError(f"not accepted: {e}") from e
+    except RuntimeError as e:  # it was ended meanwhile
+        raise SendError("the association is gone") from e
     finally:
-        assoc.release()
+        end(assoc)
     if "Status" not in answer:
         raise SendError("no answer to N-EVENT-REPORT")
     if (status := int(cast(int, answer.Status))) != SUCCESS:

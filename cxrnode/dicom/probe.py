@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from pydicom import Dataset
 from pydicom.uid import (
@@ -17,13 +17,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from cxrnode.dicom.negotiation import COMMITMENT, VERIFICATION
-from cxrnode.dicom.scu import SendError, TidyAE, why_not
+from cxrnode.dicom.requestor import SendError, TidyAE, bounded, end, why_not
 from cxrnode.dicom.status import SUCCESS
 from cxrnode.types import Destination
 
@@ -53,7 +52,8 @@ class Probe:
     def echo(self) -> int:
         """C-ECHO; the status. Raises SendError."""
         try:
-            answer = self._assoc.send_c_echo()
+            with bounded(self._assoc, _TIMEOUT_S):
+                answer = self._assoc.send_c_echo()
         except ValueError as e:
             raise SendError("Verification is not accepted") from e
         return _status(answer, "C-ECHO")
@@ -64,12 +64,13 @@ class Probe:
         query.QueryRetrieveLevel = "STUDY"
         query.StudyInstanceUID, query.PatientID = study_instance_uid, ""
         found = []
-        for answer, identifier in self._assoc.send_c_find(query, FIND):
-            status = _status(answer, "C-FIND")
-            if status in _PENDING and identifier is not None:
-                found.append(identifier)
-            elif status != SUCCESS:
-                raise SendError(f"C-FIND was answered with 0x{status:04X} {answer.get('ErrorComment', '')}".strip())
+        with bounded(self._assoc, _TIMEOUT_S):
+            for answer, identifier in self._assoc.send_c_find(query, FIND):
+                status = _status(answer, "C-FIND")
+                if status in _PENDING and identifier is not None:
+                    found.append(identifier)
+                elif status != SUCCESS:
+                    raise SendError(f"C-FIND was answered with 0x{status:04X} {answer.get('ErrorComment', '')}".strip())
         return found
 
 
@@ -87,7 +88,7 @@ def probe(peer: Destination, *, calling_ae_title: str) -> Iterator[Probe]:
     try:
         assoc = ae.associate(
             peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title,
-            tls_args=peer.tls_args, evt_handlers=[(evt.EVT_CONN_OPEN, _limit_wait)],
+            tls_args=peer.tls_args,
         )  # fmt: skip
     except OSError as e:
         raise SendError(f"no connection: {peer.host}: {e.strerror}") from e
@@ -96,12 +97,7 @@ def probe(peer: Destination, *, calling_ae_title: str) -> Iterator[Probe]:
     try:
         yield Probe(assoc)
     finally:
-        if assoc.is_established:
-            assoc.release()
-
-
-def _limit_wait(event: Any) -> None:
-    event.assoc.dul.socket.socket.settimeout(_TIMEOUT_S)
+        end(assoc)
 
 
 def _status(answer: Dataset, to: str) -> int:

@@ -5,13 +5,13 @@ PS3.4 annex B (C-STORE) and annex J (storage commitment push model); PS3.7 annex
 
 from __future__ import annotations
 
-import ssl
-import sys
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_file_meta_info
@@ -22,36 +22,31 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import AE, _config, evt
+from pynetdicom import _config, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
-from pynetdicom.pdu_items import MaximumLengthSubItem
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE, CommitmentOperation, CommitmentReport, references
-from cxrnode.dicom.dimse import N_EVENT_REPORT_RQ, Command, even
+from cxrnode.dicom.dimse import N_EVENT_REPORT_RQ, Command
 from cxrnode.dicom.negotiation import COMMITMENT, MAX_PDU_BYTES, VERIFICATION, Context
-from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
+from cxrnode.dicom.requestor import CONNECT_TIMEOUT_S, SendError, TidyAE, bounded, end, tear_down, why_not
+from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS, UNRECOGNISED_OPERATION
+from cxrnode.logs import words
 from cxrnode.types import Destination, Peer
 
 CALLING_AE_TITLE = "CXRNODE"
-CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 60.0  # for an answer, and for the peer to take the next bytes
 _SYNTAXES_NOT_SUPPORTED = 0x04  # result of a presentation context (PS3.8 table 9-18)
-_LEAST_PDU_BYTES = 8  # of a P-DATA-TF with a fragment of two bytes
 _TRANSIENT = {PROCESSING_FAILURE, 0x0213}  # 0x0213 resource limitation
+_RECORD_S = 30.0  # for a report to be recorded: longer than the store waits for its database
+_MOST_REPORTS = 16  # of one association, at a time
 
 # send_c_store(path) then sends the data set as it lies in the file; it has no other switch for that
 _config.STORE_SEND_CHUNKED_DATASET = True
 
-
-class SendError(Exception):
-    """The destination cannot be reached, refused the association, or broke it: worth another try."""
-
-
-class NoAssociationError(SendError):
-    """Nothing could be said at all: what else there is for this peer would fare no better."""
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +80,21 @@ class StoreScu:
         destination: Destination,
         *,
         calling_ae_title: str = CALLING_AE_TITLE,
-        on_report: Callable[[CommitmentReport], int] = lambda _: PROCESSING_FAILURE,
+        on_report: Callable[[CommitmentReport], int] | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`on_report` gets the reports that come on this association and returns the status to answer with."""
+        """`on_report` gets the reports that come on this association and returns the status to answer with.
+
+        Without it storage commitment is not proposed.
+        """
         self._destination = destination
         self._calling_ae_title = calling_ae_title
         self._on_report = on_report
         self._timeout_s = timeout_s
         self._reported = threading.Event()
+        self._answering = threading.Lock()  # a report: one at a time, and no release meanwhile
+        self._reports = threading.BoundedSemaphore(_MOST_REPORTS)
+        self._closing = False
         self._assoc: Association | None = None
 
     @property
@@ -107,9 +108,9 @@ class StoreScu:
         ae.connection_timeout = min(CONNECT_TIMEOUT_S, self._timeout_s)
         try:
             assoc = ae.associate(
-                d.host, d.port, contexts=_contexts(commitment=d.storage_commitment), ae_title=d.ae_title,
-                max_pdu=MAX_PDU_BYTES, tls_args=d.tls_args,
-                evt_handlers=[(evt.EVT_CONN_OPEN, self._limit_wait), (evt.EVT_N_EVENT_REPORT, self._receive_report)],
+                d.host, d.port, contexts=_contexts(commitment=d.storage_commitment and self._on_report is not None),
+                ae_title=d.ae_title, max_pdu=MAX_PDU_BYTES, tls_args=d.tls_args,
+                evt_handlers=[(evt.EVT_CONN_OPEN, self._take_reports)],
             )  # fmt: skip
         except OSError as e:  # the host has no address
             raise SendError(f"no connection: {d.host}: {e.strerror}") from e
@@ -119,9 +120,17 @@ class StoreScu:
         return self
 
     def close(self) -> None:
-        if self._assoc and self._assoc.is_established:
-            self._assoc.release()
-        self._assoc = None
+        """In a bounded time, whatever the peer does. A report that is being recorded has its answer before."""
+        assoc, self._assoc = self._assoc, None
+        if assoc is None:
+            return
+        recorded = self._answering.acquire(timeout=_RECORD_S)
+        self._closing = True
+        if recorded:
+            self._answering.release()
+            end(assoc)
+        else:
+            tear_down(assoc)
 
     def __enter__(self) -> StoreScu:
         return self.open()
@@ -132,7 +141,7 @@ class StoreScu:
     def echo(self) -> None:
         """C-ECHO: the peer answers. One that accepted the association but not Verification is taken to be there."""
         try:
-            answer = self._association().send_c_echo()
+            answer = self._ask(lambda assoc: assoc.send_c_echo())
         except ValueError:
             return
         if "Status" not in answer:
@@ -140,12 +149,11 @@ class StoreScu:
 
     def send(self, path: Path) -> Answer:
         """C-STORE one file, as it is where the peer takes its transfer syntax."""
-        assoc = self._association()
         try:
             try:
-                answer = assoc.send_c_store(path)
+                answer = self._ask(lambda assoc: assoc.send_c_store(path))
             except ValueError:  # the peer takes implicit VR alone
-                answer = assoc.send_c_store(dcmread(path))
+                answer = self._ask(lambda assoc: assoc.send_c_store(dcmread(path)))
         except ValueError as e:  # no presentation context for it was accepted
             return Answer(status=None, text=f"not accepted: {self._why_not(path) or e}")
         return _answer(answer, "C-STORE")
@@ -168,15 +176,20 @@ class StoreScu:
         """N-ACTION: ask that these (SOP Class UID, SOP Instance UID) be kept. The answer proper is the report."""
         self._reported.clear()
         try:
-            answer, _ = self._association().send_n_action(
-                _action_information(transaction_uid, instances), 1, COMMITMENT, PUSH_MODEL_INSTANCE
+            answer, _ = self._ask(
+                lambda assoc: assoc.send_n_action(
+                    _action_information(transaction_uid, instances), 1, COMMITMENT, PUSH_MODEL_INSTANCE
+                )
             )
         except ValueError:
             return Answer(status=None, text="storage commitment is not accepted by this destination")
         return _answer(answer, "N-ACTION")
 
     def await_report(self, seconds: float) -> bool:
-        """Wait for a report on this association. It may come on another one, and hours later (PS3.4 J.3.3)."""
+        """Wait for a report on this association, until its answer is on the way.
+
+        It may come on another one, and hours later (PS3.4 J.3.3).
+        """
         return self._reported.wait(seconds)
 
     def _association(self) -> Association:
@@ -184,109 +197,70 @@ class StoreScu:
             raise SendError("the association is gone")
         return self._assoc
 
-    def _limit_wait(self, event: Any) -> None:
-        """pynetdicom's socket waits for ever: a peer that stops reading would hold the sender, abort and all."""
-        event.assoc.dul.socket.socket.settimeout(self._timeout_s)
+    def _ask(self, request: Callable[[Association], T]) -> T:
+        """The answer to a request, or none in time: then the association is gone."""
+        assoc = self._association()
+        try:
+            with bounded(assoc, self._timeout_s):
+                return request(assoc)
+        except RuntimeError as e:  # it ended between the two
+            raise SendError("the association is gone") from e
 
-    def _receive_report(self, event: Any) -> tuple[int, None]:
-        d, request = self._destination, event.request
+    # -- reports
+
+    def _take_reports(self, event: Any) -> None:
+        """pynetdicom serves a report on a thread that takes part in the pausing of its reactor, and so may leave it
+        such that the next request or release waits for ever."""
+        event.assoc._serve_request = partial(self._serve, event.assoc, event.assoc._serve_request)
+
+    def _serve(self, assoc: Association, others: Callable[[Any, int], None], message: Any, context_id: int) -> None:
+        """What the peer asks of us; a report is on a thread of its own."""
+        if not isinstance(message, N_EVENT_REPORT):
+            others(message, context_id)
+        elif self._reports.acquire(blocking=False):
+            try:
+                with self._answering:
+                    self._answer(assoc, message, context_id)
+            finally:
+                self._reports.release()
+        else:
+            tear_down(assoc)
+
+    def _answer(self, assoc: Association, message: N_EVENT_REPORT, context_id: int) -> None:
+        """Record a report, then answer it. One that comes in the middle of our release counts, too, but an answer is
+        not allowed any more (PS3.8 section 7.2.2): its peer may repeat it."""
+        try:
+            status = self._record(assoc, message, context_id)
+        except Exception as e:  # noqa: BLE001 (the edge of its thread)
+            log.error("%s: a storage commitment report: %s", self._destination, words(e))  # noqa: TRY400 (says all)
+            status = PROCESSING_FAILURE
+        if self._closing:
+            return
+        answer = N_EVENT_REPORT()
+        answer.MessageIDBeingRespondedTo, answer.Status = message.MessageID, status
+        answer.AffectedSOPClassUID = message.AffectedSOPClassUID
+        answer.AffectedSOPInstanceUID = message.AffectedSOPInstanceUID
+        answer.EventTypeID = message.EventTypeID
+        assoc.dimse.send_msg(answer, context_id)
+        if status == SUCCESS:
+            self._reported.set()  # what is sent from now on goes after the answer: there is one queue for all
+
+    def _record(self, assoc: Association, message: N_EVENT_REPORT, context_id: int) -> int:
+        d, context = self._destination, assoc._accepted_cx.get(context_id)
+        if context is None or self._on_report is None or message.AffectedSOPClassUID != COMMITMENT:
+            return UNRECOGNISED_OPERATION
         operation = CommitmentOperation(
             Peer(calling_aet=d.ae_title, called_aet=self._calling_ae_title, host=d.host),
-            Context(abstract_syntax=COMMITMENT, transfer_syntax=str(event.context.transfer_syntax)),
+            Context(abstract_syntax=COMMITMENT, transfer_syntax=str(context.transfer_syntax[0])),
             Command(
-                field=N_EVENT_REPORT_RQ, message_id=request.MessageID, has_data_set=True, sop_class_uid=COMMITMENT,
-                sop_instance_uid=str(request.AffectedSOPInstanceUID), type_id=int(event.event_type),
+                field=N_EVENT_REPORT_RQ, message_id=message.MessageID or 0, has_data_set=True,
+                sop_class_uid=COMMITMENT, sop_instance_uid=str(message.AffectedSOPInstanceUID),
+                type_id=message.EventTypeID or 0,
             ),
             requested=lambda _: PROCESSING_FAILURE, reported=self._on_report,
         )  # fmt: skip
-        operation.write(memoryview(request.EventInformation.getvalue() if request.EventInformation else b""))
-        status = operation.finish()
-        if status == SUCCESS:
-            self._reported.set()
-        return status, None
-
-
-class _Socket(AssociationSocket):
-    """pynetdicom 3.0 closes only what it could shut down: of a connection that failed or was reset, the descriptor
-    would stay open until the garbage collector finds it."""
-
-    def _shutdown_socket(self) -> None:
-        raw = self.socket
-        if not self._is_connected and isinstance(self.assoc.ae, TidyAE):
-            self.assoc.ae.failure = self.assoc.ae.failure or sys.exception()  # which `connect` is about to swallow
-        super()._shutdown_socket()
-        if raw is not None:
-            raw.close()
-
-
-class TidyAE(AE):
-    """pynetdicom's AE, with what a requestor needs mended: its sockets are closed, a rejection is known as one, and
-    `failure` is why there was no connection. For one association."""
-
-    failure: BaseException | None = None
-
-    def _create_socket(
-        self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
-    ) -> AssociationSocket:
-        sock = _Socket(assoc, address=address)
-        sock.tls_args = tls_args
-        assoc.bind(evt.EVT_PDU_RECV, _mend_answer)
-        return sock
-
-    def associate(self, *args: Any, **options: Any) -> Association:
-        """As pynetdicom does it. Raises SendError where the peer takes no PDU that could hold anything."""
-        assoc = super().associate(*args, **options)
-        most = assoc.acceptor.maximum_length if assoc.is_established else 0
-        if 0 < (most or 0) < _LEAST_PDU_BYTES:
-            assoc.abort()
-            raise SendError(f"the destination announces a maximum PDU length of {most} bytes, which holds no data")
-        return assoc
-
-
-def why_not(assoc: Association, peer: Destination) -> str:
-    """Why there is no association, in words."""
-    if assoc.is_rejected:
-        refusal = assoc.acceptor.primitive
-        return f"association rejected: {refusal.reason_str if refusal else 'no reason given'}"
-    if assoc.rejected_contexts:  # pynetdicom aborts where it may do nothing
-        return "none of the node's SOP classes is accepted: enable Comprehensive 3D SR and Secondary Capture for it"
-    where = f"[{peer.host}]:{peer.port}" if ":" in peer.host else f"{peer.host}:{peer.port}"
-    if isinstance(assoc.ae, TidyAE) and isinstance(assoc.ae.failure, OSError):
-        return f"no connection: {_in_words(assoc.ae.failure, where)}"
-    wants = "speak another TLS, or want a client certificate" if peer.tls else "want TLS"
-    return f"no answer: {where} ended the connection; it may not know our AE title, or {wants}"
-
-
-def _in_words(error: OSError, where: str) -> str:
-    match error:
-        case ConnectionRefusedError():
-            return f"refused by {where}"
-        case TimeoutError():
-            return f"{where} does not answer"
-        case ssl.SSLCertVerificationError():
-            return f"the certificate of {where} is not good: {error.verify_message}"
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
-            return f"{where} does not speak TLS"
-        case ssl.SSLError():
-            reason = (error.reason or "it ended it").replace("_", " ").lower()
-            return f"the TLS handshake with {where} failed: {reason}"
-    return f"{where}: {error.strerror or type(error).__name__}"
-
-
-def _mend_answer(event: Any) -> None:
-    """A peer that rejects closes at once: the caller's thread, when it comes to look, would see a connection that
-    failed and never read the answer.
-
-    One that accepts may announce an odd maximum length, by which pynetdicom would cut fragments of odd length; they
-    shall be even (PS3.8 section E.1), and DCMTK aborts at an odd one.
-    """
-    if isinstance(event.pdu, A_ASSOCIATE_RJ):
-        event.assoc.acceptor.primitive = event.pdu.to_primitive()
-        event.assoc.is_rejected = True
-    elif isinstance(event.pdu, A_ASSOCIATE_AC) and event.pdu.user_information is not None:
-        for item in event.pdu.user_information.user_data:
-            if isinstance(item, MaximumLengthSubItem) and item.maximum_length_received is not None:
-                item.maximum_length_received = even(item.maximum_length_received)
+        operation.write(memoryview(message.EventInformation.getvalue() if message.EventInformation else b""))
+        return operation.finish()
 
 
 def _contexts(*, commitment: bool) -> list[PresentationContext]:

@@ -12,7 +12,7 @@ from pydicom import FileDataset
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from cxrnode.dicom.scu import TidyAE
+from cxrnode.dicom.requestor import TidyAE
 from tests.support.awaiting import await_true
 from tests.support.make_dicom import chest
 from tests.support.node import SENDER, Node

@@ -6,6 +6,10 @@
 
 Steps, one a C-STORE: `ok`, a status in hex, `slow:SECONDS`, `silent` (no answer), `abort`, `lost` (stored, then the
 connection breaks before the answer). It stores what it accepts. `associations`, one a request: `ok`, `reject`.
+
+`commitment`: how it answers a request: with a report on the `same` association, `twice` there, `before` the response to
+the request, on a `new` association to `report_to` (as `report_as`), `never`; or a status in hex. `release`: how it
+answers a release request: `ok`, `never`, with `half` a PDU, or with a `report` first.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain, repeat
 from typing import Any
 
@@ -28,6 +33,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
@@ -43,11 +50,13 @@ NO_SUCH_OBJECT = 0x0112
 
 @dataclass(slots=True, kw_only=True)
 class FaultyPacs:
-    """What it saw. `commitment`: how it answers a request: `same` or `new` association, `never`, or a status in hex."""
+    """What it saw."""
 
     port: int
     commitment: str
     report_to: tuple[str, int]  # host and port of the node's listener, for `new`
+    report_as: str
+    release: str
     lose: set[str]  # SOP Instance UIDs that it reports as not kept
     steps: Iterator[str]
     greetings: Iterator[str]
@@ -57,6 +66,9 @@ class FaultyPacs:
     associations: int = 0
     transactions: list[str] = field(default_factory=list)
     reports: list[int | None] = field(default_factory=list)  # what its reports were answered with
+    unsent: list[Dataset] = field(default_factory=list)  # reports for the middle of a release
+    report_after_s: float = 0.05
+    releases: int = 0  # that it was asked for, or asked for itself
     data_sets: list[Dataset] = field(default_factory=list)
     poison: str = ""  # the SOP Instance UID that makes it abort, whatever the script says
     server: Any = None
@@ -74,6 +86,27 @@ class FaultyPacs:
         if step == "reject":
             event.assoc.acse.send_reject(0x02, 0x03, 0x02)  # transient, presentation: local limit exceeded
             event.assoc.kill()
+        answer = event.assoc.acse.send_release
+        event.assoc.acse.send_release = lambda is_response=False: self._answer_release(event.assoc, answer, is_response)
+
+    def _answer_release(self, assoc: Any, answer: Any, is_response: bool) -> None:
+        self.releases += 1
+        if is_response and self.release == "never":
+            return
+        if is_response and self.release == "half":
+            assoc.dul.socket.socket.send(b"\x06\x00\x00")
+            return
+        if is_response and self.release == "report" and self.unsent:
+            report = self.unsent.pop()
+            request = N_EVENT_REPORT()
+            request.MessageID, request.EventTypeID = 7, 1
+            request.AffectedSOPClassUID = StorageCommitmentPushModel
+            request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+            request.EventInformation = BytesIO(encode(report, True, True) or b"")
+            context = next(c for c in assoc.accepted_contexts if c.abstract_syntax == StorageCommitmentPushModel)
+            assoc.dimse.send_msg(request, context.context_id)
+            self.over.wait(0.3)
+        answer(is_response=is_response)
 
     def echo(self, _: Any) -> int:
         self.echoes += 1
@@ -109,7 +142,11 @@ class FaultyPacs:
         if self.commitment.startswith("0x"):
             return int(self.commitment, 16), None
         report = self._report(information)
-        if self.commitment != "never":
+        if self.release == "report":
+            self.unsent.append(report)
+        elif self.commitment == "before":
+            self._send_report(event.assoc, report)
+        elif self.commitment != "never":
             threading.Thread(target=self._send_report, args=(event.assoc, report), daemon=True).start()
         return 0x0000, None
 
@@ -131,20 +168,25 @@ class FaultyPacs:
         return report
 
     def _send_report(self, assoc: Any, report: Dataset) -> None:
-        self.over.wait(0.05)  # after the N-ACTION response
+        if self.commitment != "before":
+            self.over.wait(self.report_after_s)  # after the N-ACTION response
         kind = 2 if "FailedSOPSequence" in report else 1
         if self.commitment == "new":
-            ae = AE(ae_title=AET)
+            ae = AE(ae_title=self.report_as)
             ae.add_requested_context(StorageCommitmentPushModel)
             host, port = self.report_to
             assoc = ae.associate(host, port, ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)])
             if not assoc.is_established:
                 self.reports.append(None)
                 return
-        status, _ = assoc.send_n_event_report(
-            report, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-        )
-        self.reports.append(status.get("Status"))
+        for _ in range(2 if self.commitment == "twice" else 1):
+            if not assoc.is_established:
+                self.reports.append(None)
+                return
+            status, _ = assoc.send_n_event_report(
+                report, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+            self.reports.append(status.get("Status"))
         if self.commitment == "new":
             assoc.release()
 
@@ -157,13 +199,16 @@ def faulty_pacs(
     associations: Sequence[str] = ("ok",),
     commitment: str = "never",
     report_to: tuple[str, int] = ("127.0.0.1", 0),
+    report_as: str = AET,
+    release: str = "ok",
     lose: Sequence[str] = (),
     syntaxes: Sequence[UID] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
     sop_classes: Sequence[UID] = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage),
 ) -> Iterator[FaultyPacs]:
     """AE title FAULTY on a free port of the loopback (or `port`)."""
     pacs = FaultyPacs(
-        port=port or free_port(), commitment=commitment, report_to=report_to, lose=set(lose),
+        port=port or free_port(), commitment=commitment, report_to=report_to, report_as=report_as, release=release,
+        lose=set(lose),
         steps=chain(steps, repeat(steps[-1])), greetings=chain(associations, repeat(associations[-1])),
     )  # fmt: skip
     ae = AE(ae_title=AET)

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from pynetdicom.presentation import build_context
 
-from cxrnode.dicom.scu import TidyAE
+from cxrnode.dicom.requestor import TidyAE
 from cxrnode.store.database import Database
 from tests.support.orthanc import free_port
 

@@ -16,6 +16,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from sqlalchemy import text
 
+from cxrnode.dicom.requestor import TidyAE
 from cxrnode.dicom.scp import (
     CommitmentReport,
     CommitmentRequest,
@@ -25,7 +26,6 @@ from cxrnode.dicom.scp import (
     ListenerOptions,
     start_listener,
 )
-from cxrnode.dicom.scu import TidyAE
 from cxrnode.intake import Intake
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue

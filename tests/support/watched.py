@@ -23,7 +23,7 @@ from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
-from cxrnode.dicom.scu import TidyAE
+from cxrnode.dicom.requestor import TidyAE
 from tests.support.awaiting import await_true
 from tests.support.certificates import Authority
 from tests.support.make_dicom import chest, to_bytes

@@ -13,7 +13,8 @@ from pynetdicom.acse import ACSE
 from cxrnode.dicom.dimse import C_STORE_RQ, Command, encode_response, fragments
 from cxrnode.dicom.negotiation import VERIFICATION
 from cxrnode.dicom.probe import probe
-from cxrnode.dicom.scu import SendError, StoreScu
+from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scu import StoreScu
 from cxrnode.dicom.tls import client_context
 from cxrnode.types import Destination
 from tests.support.certificates import Authority
