@@ -15,7 +15,7 @@ class Group:
 
 _NETWORK = (
     "association", "client_certificate", "commit_report", "commitment", "dimse", "limits", "negotiation", "probe",
-    "scp", "scu", "sockets", "status", "storing", "tls",
+    "requestor", "scp", "scu", "sockets", "status", "storing", "tls",
 )  # fmt: skip
 _NETWORK_TESTS = (
     "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "commit_report",

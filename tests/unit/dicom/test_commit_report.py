@@ -16,8 +16,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 from cxrnode.dicom import commit_report
 from cxrnode.dicom.commit_report import report_commitment
+from cxrnode.dicom.requestor import CONNECT_TIMEOUT_S, NoAssociationError, SendError
 from cxrnode.dicom.scp import CommitmentReport
-from cxrnode.dicom.scu import CONNECT_TIMEOUT_S, NoAssociationError, SendError
 from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.types import Destination, Peer, Reference
 from tests.support.awaiting import await_true

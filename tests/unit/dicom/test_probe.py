@@ -17,7 +17,7 @@ from pynetdicom.dimse_primitives import C_FIND
 
 from cxrnode.dicom import probe as module
 from cxrnode.dicom.probe import FIND, RESULTS, probe
-from cxrnode.dicom.scu import SendError
+from cxrnode.dicom.requestor import SendError
 from cxrnode.types import Destination
 from tests.support.awaiting import await_true
 from tests.support.orthanc import free_port
