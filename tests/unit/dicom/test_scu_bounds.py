@@ -25,7 +25,8 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 
 from cxrnode.dicom.negotiation import Request, accept, parse_request, supported
-from cxrnode.dicom.scu import Answer, SendError, StoreScu
+from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scu import Answer, StoreScu
 from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.report.encode import encode
 from cxrnode.types import Destination
