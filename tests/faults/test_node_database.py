@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,9 @@ from tests.interop.conftest import require
 from tests.support.awaiting import await_true, film
 from tests.support.node import Node, running_node
 from tests.support.postgres import Postgres, missing_postgres, running_postgres
+from tests.support.sqlite import locked
 
 OUT_OF_RESOURCES = 0xA700  # what a sender keeps its study for; 0xCxxx it would take as final
-LOCK = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN EXCLUSIVE'); \
-print('locked', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -27,21 +23,6 @@ def server() -> Iterator[Postgres]:
     require(missing_postgres())
     with running_postgres() as server:
         yield server
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Another process has the file for itself."""
-    other = subprocess.Popen([sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdin
-    assert other.stdout
-    assert other.stdout.readline() == b"locked\n"
-    try:
-        yield
-    finally:
-        other.stdin.close()
-        other.wait(timeout=10)
-        other.stdout.close()
 
 
 def test_postgresql_is_stopped_and_started_while_studies_come(server: Postgres, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from sqlalchemy import URL
 
@@ -54,6 +55,22 @@ class _Server:
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(timeout=START_SECONDS)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Every process of it is stopped: connections stay up, new ones are taken by the system, nothing answers."""
+        assert self.process is not None
+        first = psutil.Process(self.process.pid)
+        first.suspend()  # so that it starts no more
+        others = first.children()
+        try:
+            for other in others:
+                other.suspend()
+            yield
+        finally:
+            for other in (*others, first):
+                with suppress(psutil.NoSuchProcess):
+                    other.resume()
 
 
 @dataclass(frozen=True, kw_only=True)

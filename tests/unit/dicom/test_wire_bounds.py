@@ -50,7 +50,8 @@ def test_status_codes_are_those_of_the_standard() -> None:
     assert {name: getattr(status, name) for name in dir(status) if isinstance(getattr(status, name), int)} == {
         "SUCCESS": 0x0000, "PROCESSING_FAILURE": 0x0110, "NO_SUCH_EVENT_TYPE": 0x0113, "INVALID_ARGUMENT": 0x0115,
         "INVALID_SOP_INSTANCE": 0x0117, "SOP_CLASS_NOT_SUPPORTED": 0x0122, "NO_SUCH_ACTION": 0x0123,
-        "NOT_AUTHORISED": 0x0124, "UNRECOGNISED_OPERATION": 0x0211, "OUT_OF_RESOURCES": 0xA700,
+        "NOT_AUTHORISED": 0x0124, "UNRECOGNISED_OPERATION": 0x0211, "RESOURCE_LIMITATION": 0x0213,
+        "OUT_OF_RESOURCES": 0xA700,
         "DOES_NOT_MATCH": 0xA900, "CANNOT_UNDERSTAND": 0xC000, "TOO_LARGE": 0xC002, "MISSING_UID": 0xC003,
         "OBJECT_BYTES": budget.OBJECT_BYTES,
     }  # fmt: skip

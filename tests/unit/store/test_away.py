@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import psycopg
 import pytest
@@ -34,9 +36,17 @@ def raised(kind: type[Exception]) -> Exception:
     return made
 
 
-SQLALCHEMY = sorted(set(family(exc.SQLAlchemyError)), key=lambda kind: f"{kind.__module__}.{kind.__name__}")
-SQLITE = sorted(set(family(sqlite3.Error)), key=lambda kind: kind.__name__)
-POSTGRESQL = sorted(set(family(psycopg.Error)), key=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def classes(*modules: ModuleType) -> list[type[Exception]]:
+    """Every exception that these modules know, with all that is made of it anywhere."""
+    known = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    found = {child for kind in known if issubclass(kind, Exception) for child in family(kind)}
+    ours = {kind for kind in found if kind.__module__.partition(".")[0] in {"sqlalchemy", "sqlite3", "psycopg"}}
+    return sorted(ours, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+
+
+SQLALCHEMY = [kind for kind in classes(exc) if issubclass(kind, exc.SQLAlchemyError)]  # the others are notices
+SQLITE = classes(sqlite3)
+POSTGRESQL = [kind for kind in classes(psycopg, psycopg.errors) if kind is not psycopg.Rollback]  # raised by callers
 
 
 def caught(database: Database, error: Exception) -> CxrnodeError:
@@ -45,13 +55,30 @@ def caught(database: Database, error: Exception) -> CxrnodeError:
     return told.value
 
 
+def wrapped(error: Exception, driver: Any) -> Exception:
+    """As SQLAlchemy would raise it of a statement."""
+    return exc.DBAPIError.instance("SELECT 1", {}, error, driver.Error, dialect=None)
+
+
+def check(database: Database, kind: type[Exception], error: Exception) -> None:
+    told, sqlstate = caught(database, error), str(getattr(kind, "sqlstate", ""))
+    if sqlstate == "53100":
+        assert isinstance(told, StorageFullError), kind
+        return
+    assert isinstance(told, StoreError), kind
+    its_own_fault = sqlstate.startswith("54")  # too large, too complex: that says nothing of the database
+    away = bool(AWAY & {base.__name__ for base in kind.__mro__}) and not its_own_fault
+    assert isinstance(told, StoreAwayError) == away, kind
+
+
 def test_every_error_of_sqlalchemy_and_sqlite_is_one_of_ours(tmp_path: Path) -> None:
     database = Database(tmp_path / "node.sqlite")
     assert len(SQLALCHEMY) > 40
+    assert len(SQLITE) == 10
     for kind in SQLALCHEMY + SQLITE:
-        told = caught(database, raised(kind))
-        assert isinstance(told, StoreError), kind
-        assert isinstance(told, StoreAwayError) == bool(AWAY & {base.__name__ for base in kind.__mro__}), kind
+        check(database, kind, raised(kind))
+    for kind in SQLITE:
+        check(database, kind, wrapped(raised(kind), sqlite3))
     with database.begin(shared=True):  # and the database goes on
         pass
     database.close()
@@ -61,11 +88,26 @@ def test_every_error_of_psycopg_is_one_of_ours(postgres: Postgres) -> None:
     database = Database(postgres.new_database())
     assert len(POSTGRESQL) > 200
     for kind in POSTGRESQL:
-        told = caught(database, raised(kind))
-        full = getattr(kind, "sqlstate", None) == "53100"
-        assert isinstance(told, StorageFullError if full else StoreError), kind
-        if not full:
-            assert isinstance(told, StoreAwayError) == bool(AWAY & {base.__name__ for base in kind.__mro__}), kind
+        check(database, kind, raised(kind))
+        check(database, kind, wrapped(raised(kind), psycopg))
+    database.close()
+
+
+# What PostgreSQL says when it is away or busy, or no longer takes part (PostgreSQL, appendix A)
+BUSY = {
+    "08000": "the connection", "08001": "no connection", "08003": "no connection", "08004": "it refuses connections",
+    "08006": "the connection broke", "25006": "it is a standby now", "25P03": "idle in a transaction",
+    "40001": "serialization", "40P01": "deadlock", "53000": "resources", "53200": "memory", "53300": "connections",
+    "55P03": "lock_timeout", "57014": "statement_timeout", "57P01": "shutdown", "57P02": "crash",
+    "57P03": "it starts", "57P05": "idle session", "58000": "system", "58030": "I/O error", "XX000": "internal",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sqlstate", BUSY)
+def test_a_server_that_is_away_or_busy_is_away(tmp_path: Path, sqlstate: str) -> None:
+    kind = psycopg.errors.lookup(sqlstate)
+    database = Database(tmp_path / "node.sqlite")
+    assert isinstance(caught(database, wrapped(raised(kind), psycopg)), StoreAwayError)
     database.close()
 
 
