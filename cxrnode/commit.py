@@ -44,12 +44,12 @@ class CommitmentAnswers:
     peers: Mapping[tuple[str, str], Destination]  # (AE title, host) -> where its answers go
 
     def requested(self, asked: CommitmentRequest) -> int:
+        """Raises StoreAwayError where the database does not answer in time, StoreError, StorageFullError."""
         who = (asked.peer.calling_aet, asked.peer.host)
         if who not in self.peers:
             log.error("%s at %s asks for storage commitment: give receive.allow its port, for the answer", *who)
             return PROCESSING_FAILURE
-        with self.database.begin() as c:
-            self.commitments.ask(c, asked.transaction_uid, *who, asked.instances)
+        self.database.answer(lambda c: self.commitments.ask(c, asked.transaction_uid, *who, asked.instances))
         return SUCCESS
 
     def loop(self) -> Loop:

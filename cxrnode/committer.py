@@ -101,12 +101,11 @@ def record_report(database: Database, outbox: Outbox, report: CommitmentReport) 
     """Record what a destination says that it keeps, wherever it said it; returns the status to answer with.
 
     A report of a transaction that is not open (any more) changes nothing. It is a success all the same: to repeat it
-    would help nobody.
+    would help nobody. Raises StoreAwayError where the database does not answer in time, StoreError, StorageFullError.
     """
     kept = [uid for _, uid in report.committed]
     lost = [(uid, reason) for (_, uid), reason in report.failed]
-    with database.begin() as c:
-        known = outbox.answered(c, report.transaction_uid, kept, lost, now=time.time())
-    if not known:
+    now = time.time()
+    if not database.answer(lambda c: outbox.answered(c, report.transaction_uid, kept, lost, now=now)):
         log.warning("%s: a storage commitment report of no open transaction", report.peer.calling_aet)
     return SUCCESS

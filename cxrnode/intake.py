@@ -2,8 +2,11 @@
 
     incoming/.NAME.part  --fsync-->  spool/STUDY/INSTANCE-DIGEST.dcm  --fsync of the folders-->  row  -->  0x0000
 
-A crash before the row leaves at most a file that nobody was told about; the next start deletes it. Below the data
+A crash or an error before the row leaves at most a file that nobody was told about; the next start deletes it. It is
+not deleted sooner: its sender may just be sending it again, and then its row names that very file. Below the data
 folder, `incoming` and `spool` belong to the intake alone.
+
+The sender has its answer in time (see `bounded`) whatever hangs, the disk or the database: then it is 0xA700.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from pydicom import Dataset
 
+from cxrnode.bounded import Bounded, answer_by
 from cxrnode.dicom.header import instance_header
 from cxrnode.dicom.read import SourceDataset, read_header
 from cxrnode.dicom.scp import IncomingInstance
@@ -41,6 +47,8 @@ from cxrnode.words import counted
 
 _FAULTS = {Reason.TOO_LARGE: TOO_LARGE, Reason.MISSING_UID: MISSING_UID}
 _SWEEP_PATHS = 500  # asked of the database at a time
+_THREADS = 64  # instances that are made durable at the same time
+_GRACE_S = 1.0  # for what knows itself that its time is over, and says why
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +79,7 @@ class Intake:
         self._stat_tags = stat_tags
         self._watermark_bytes = watermark_bytes
         self._on_refused = on_refused
+        self._takers = Bounded("the disk", threads=_THREADS)
         self._commits = _GroupCommit(record)
         with storage_errors(data_dir):
             self.incoming.mkdir(parents=True, exist_ok=True)
@@ -79,6 +88,10 @@ class Intake:
         self._sweep(known)
 
     def has_room(self) -> bool:
+        """False also while the disk or the database hangs: what comes then would wait for nothing."""
+        return not (self._takers.hangs or self._commits.hangs) and self._is_above_watermark()
+
+    def _is_above_watermark(self) -> bool:
         try:
             return shutil.disk_usage(self._data_dir).free >= self._watermark_bytes
         except OSError as error:
@@ -87,12 +100,16 @@ class Intake:
 
     def store(self, incoming: IncomingInstance) -> int:
         """The status of the C-STORE response; 0x0000 only after file, folder and row are durable."""
-        status, why = self._take(incoming)
+        until = answer_by()
+        try:
+            status, why = self._takers.do(partial(self._take, incoming, until), until=until + _GRACE_S)
+        except StoreAwayError as error:
+            status, why = OUT_OF_RESOURCES, str(error)
         if status != SUCCESS:
             self._on_refused(incoming.peer, incoming.sop_instance_uid, status, why)
         return status
 
-    def _take(self, incoming: IncomingInstance) -> tuple[int, str]:
+    def _take(self, incoming: IncomingInstance, until: float) -> tuple[int, str]:
         """The status, and why it is no success. 0xCxxx says that the object is at fault, and its sender gives up: what
         is wrong with us, known or not, is 0xA700, and the sender comes again.
         """
@@ -100,11 +117,11 @@ class Intake:
             ds = _read(incoming, self._stat_tags)
             if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
                 return DOES_NOT_MATCH, comment(DOES_NOT_MATCH)
-            if not self.has_room():
+            if not self._is_above_watermark():
                 return OUT_OF_RESOURCES, "less free space than the watermark"
             _sync(incoming.path)
             instance = _received(incoming, ds, stat=self._is_stat(ds, incoming.peer))
-            receipt = self._commits.add(instance, self._place(incoming.path, instance.path))
+            receipt = self._commits.add(instance, self._place(incoming.path, instance.path), until=until)
         except Rejected as rejected:
             why = rejected.rejection
             return _FAULTS.get(why.reason, CANNOT_UNDERSTAND), why.text
@@ -143,41 +160,65 @@ class Intake:
             log.warning("deleted %s of the spool, never acknowledged", counted(swept, "file"))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Entry:
     instance: ReceivedInstance
     folders: tuple[Path, ...]
     receipt: Receipt | None = None
     error: Exception | None = None
+    given_up: bool = False
 
 
 class _GroupCommit:
     """Instances that arrive at the same time share the fsyncs of the folders and one transaction.
 
-    Whoever comes first commits for all that wait; nobody waits for company.
+    One thread commits, for whoever waits just then; nobody waits for company. Whose time is over is in no transaction
+    that begins later. One that was already begun may commit its row all the same: it is sent again, as a duplicate.
     """
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._waiting: deque[_Entry] = deque()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._turn = Bounded("the database or the disk", threads=1)
 
-    def add(self, instance: ReceivedInstance, folders: tuple[Path, ...]) -> Receipt:
-        """Raises what the folders' fsync or `record` raised."""
+    @property
+    def hangs(self) -> bool:
+        return self._turn.hangs
+
+    def add(self, instance: ReceivedInstance, folders: tuple[Path, ...], *, until: float) -> Receipt:
+        """Raises what the folders' fsync or `record` raised; StoreAwayError at `until`."""
         entry = _Entry(instance=instance, folders=folders)
-        self._waiting.append(entry)
-        with self._turn:
-            if entry.receipt is None and entry.error is None:
-                self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
+        with self._lock:
+            self._waiting.append(entry)
+        try:
+            self._turn.do(partial(self._commit_with, entry), until=until)
+        except StoreAwayError:
+            self._give_up(entry)
+            if entry.receipt is None:
+                raise
         if entry.receipt is None:
             raise entry.error or RuntimeError("the thread that committed for this one failed")
         return entry.receipt
+
+    def _give_up(self, entry: _Entry) -> None:
+        with self._lock, suppress(ValueError):
+            entry.given_up = True
+            self._waiting.remove(entry)
+
+    def _commit_with(self, entry: _Entry) -> None:
+        """All that wait, where this one still does."""
+        if entry.receipt is None and entry.error is None:
+            with self._lock:
+                batch, self._waiting = list(self._waiting), deque()
+            self._commit(batch)
 
     def _commit(self, batch: list[_Entry]) -> None:
         try:
             for folder in sorted({folder for entry in batch for folder in entry.folders}):
                 _sync(folder)
-            receipts = self._record([entry.instance for entry in batch])
+            batch = [entry for entry in batch if not entry.given_up]
+            receipts = self._record([entry.instance for entry in batch]) if batch else []
         except Exception as error:  # noqa: BLE001 (whoever waits for it raises it)
             if len(batch) > 1 and not isinstance(error, StorageFullError | StoreAwayError):
                 for entry in batch:  # one of them may be to blame

@@ -99,7 +99,9 @@ class Seen:
                 yield c
         except BaseException:
             with self._lock:
-                self._waiting = taken + self._waiting
+                came, self._waiting = self._waiting, taken
+                for seen, count in came.items():
+                    self._count(seen, count)
             raise
 
     def loop(self, told: SparseLog) -> Loop:
@@ -162,9 +164,13 @@ class Seen:
 
     def _note(self, seen: _Seen, count: int = 1) -> None:
         with self._lock:
-            if seen not in self._waiting and len(self._waiting) >= _MOST:
-                seen = _Seen(kind=seen.kind, outcome=seen.outcome, why="and others: too many different ones at once")
-            self._waiting[seen] += count
+            self._count(seen, count)
+
+    def _count(self, seen: _Seen, count: int) -> None:
+        """With the lock in hand."""
+        if seen not in self._waiting and len(self._waiting) >= _MOST:
+            seen = _Seen(kind=seen.kind, outcome=seen.outcome, why="and others: too many different ones at once")
+        self._waiting[seen] += count
 
     def _append(self, c: Connection, seen: _Seen, count: int) -> None:
         detail = {"called_aet": seen.called_aet, "host": seen.host, "status": seen.status, "why": seen.why,

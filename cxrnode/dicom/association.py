@@ -37,6 +37,7 @@ from cxrnode.dicom.negotiation import (
 )
 from cxrnode.dicom.sockets import ABORT_REASONS, INVALID_PARAMETER, UNEXPECTED_PDU, Malformed, PeerGone, Wire, pdu
 from cxrnode.dicom.status import OUT_OF_RESOURCES, PROCESSING_FAILURE
+from cxrnode.errors import CxrnodeError
 from cxrnode.types import Peer
 
 _RELEASE_RQ, _RELEASE_RP, _ABORT = 0x05, 0x06, 0x07
@@ -198,19 +199,17 @@ class Acceptor:
     def _finish(self, context_id: int, command: Command, operation: Operation) -> None:
         try:
             status = self._carry_out(command, operation)
+            if command.expects_response:
+                self._wire.send(encode_response(command, status, context_id, self._max_length))
         finally:
-            operation.discard()
-        if command.expects_response:
-            self._wire.send(encode_response(command, status, context_id, self._max_length))
+            operation.discard()  # last: a disk that hangs keeps nobody from the answer
         self._current = None
 
     def _carry_out(self, command: Command, operation: Operation) -> int:
         try:
             return operation.finish()
         except Exception as error:  # noqa: BLE001 (the edge of the association's loop)
-            where = traceback.extract_tb(error.__traceback__)[-1]  # and not the message: it may quote a value
-            said = f"{type(error).__name__} at {where.filename}:{where.lineno}"
-            log.error("%s: request failed: %s", self._host, said)  # noqa: TRY400 (for the same reason)
+            log.error("%s: request failed: %s", self._host, _said(error))  # noqa: TRY400 (as `_said` says)
             return OUT_OF_RESOURCES if command.field == C_STORE_RQ else PROCESSING_FAILURE  # both: try again
 
     def _abort(self, source: int, reason: int) -> None:
@@ -219,3 +218,11 @@ class Acceptor:
         except PeerGone:
             return
         self._wire.linger()
+
+
+def _said(error: Exception) -> str:
+    """Of one that is not ours the place and not the message, which may quote a value."""
+    if isinstance(error, CxrnodeError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {where.filename}:{where.lineno}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,11 +15,19 @@ from cxrnode.dicom.dimse import N_ACTION_RQ, Command
 from cxrnode.dicom.flat import FlatReader, Stream
 from cxrnode.dicom.negotiation import Context
 from cxrnode.dicom.references import References, read_references
-from cxrnode.dicom.status import INVALID_ARGUMENT, INVALID_SOP_INSTANCE, NO_SUCH_ACTION, NO_SUCH_EVENT_TYPE
-from cxrnode.errors import Rejected
+from cxrnode.dicom.status import (
+    INVALID_ARGUMENT,
+    INVALID_SOP_INSTANCE,
+    NO_SUCH_ACTION,
+    NO_SUCH_EVENT_TYPE,
+    RESOURCE_LIMITATION,
+)
+from cxrnode.errors import Rejected, StorageFullError, StoreAwayError
 from cxrnode.types import Peer, Reason, Reference
 
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP Instance (PS3.6 annex A)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +77,11 @@ class CommitmentOperation:
             asked = self._request() if action else self._report()
         except Rejected:  # no data set, or one that does not hold what it must
             return INVALID_ARGUMENT
-        return self._requested(asked) if isinstance(asked, CommitmentRequest) else self._reported(asked)
+        try:
+            return self._requested(asked) if isinstance(asked, CommitmentRequest) else self._reported(asked)
+        except (StoreAwayError, StorageFullError) as error:
+            log.error("storage commitment with %s: %s", self._peer.calling_aet, error)  # noqa: TRY400 (in words)
+            return RESOURCE_LIMITATION
 
     def discard(self) -> None:
         self._raw.clear()

@@ -13,6 +13,7 @@ SOP_CLASS_NOT_SUPPORTED = 0x0122
 NO_SUCH_ACTION = 0x0123
 NOT_AUTHORISED = 0x0124
 UNRECOGNISED_OPERATION = 0x0211
+RESOURCE_LIMITATION = 0x0213
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
@@ -29,6 +30,7 @@ _TEXT = {
     NO_SUCH_ACTION: "the only action type is 1 (PS3.4 J.3.2)",
     NOT_AUTHORISED: "this peer may not do that here: see the node's allow list",
     UNRECOGNISED_OPERATION: "not an operation of this SOP class",
+    RESOURCE_LIMITATION: "the node's database is away or full: ask again later",
     OUT_OF_RESOURCES: "no room, or the node is not well: send again later",
     DOES_NOT_MATCH: "the UIDs of command and data set differ",
     CANNOT_UNDERSTAND: "the data set is empty, truncated or damaged",

@@ -12,6 +12,7 @@ import struct
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,8 +131,12 @@ class StoreOperation:
         return status
 
     def discard(self) -> None:
-        self._close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._close()
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:  # the next start deletes it
+            log.error("cannot delete %s: %s", self._path, error.strerror)  # noqa: TRY400 (in words)
 
     def _check(self) -> int:
         if self._command.sop_class_uid != self._context.abstract_syntax:
@@ -179,9 +184,9 @@ class StoreOperation:
         self.discard()
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # closed once, whatever it says: its number is another file's at once
+        if fd >= 0:
+            os.close(fd)
 
 
 def part10_head(command: Command, context: Context, peer: Peer) -> bytes:

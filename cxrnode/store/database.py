@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.pool import NullPool
 
+from cxrnode.bounded import Bounded, answer_by
 from cxrnode.errors import StorageFullError, StoreAwayError, StoreError
 from cxrnode.store import ledger
 from cxrnode.store.schema import REVISION, alembic_version, metadata
@@ -35,7 +37,11 @@ _POSTGRESQL = (
     "idle_in_transaction_session_timeout = '20s'",
 )
 _POSTGRESQL_READ_ONLY = ("default_transaction_read_only = on",)  # and takes its time: a pager, a million records
-_CONNECT = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}  # s, s, ms
+# A server that vanished is known as such after half a minute, or a minute where nothing was under way.
+_CONNECT = {
+    "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,  # s
+    "tcp_user_timeout": 30_000,  # ms
+}  # fmt: skip
 # What these say is not about the rows that they were given: the server, the file, the connection, the pool
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.DisconnectionError, exc.TimeoutError)
 _AWAY_NAMES = frozenset(kind.__name__ for kind in _AWAY)  # PEP 249 gives the drivers' errors the same
@@ -43,7 +49,10 @@ _READ_ONLY = "postgresql_readonly"  # SQLAlchemy's option, which ours for SQLite
 _READING: dict[str, Any] = {_READ_ONLY: True}
 _READ_WAIT_S = 5.0  # for who holds the file: in WAL mode nobody does for long
 _DISK_FULL = "53100"  # SQLSTATE, PostgreSQL appendix A
+_ITS_OWN_FAULT = "54"  # SQLSTATE class of a statement above a limit, which psycopg calls operational
 _FIRST_VERSION = 1  # PRAGMA user_version of cxrnode 0.1.0, which knew no alembic_version
+
+T = TypeVar("T")
 
 
 class Database:
@@ -60,6 +69,7 @@ class Database:
 
     def __init__(self, where: Path | str, *, read_only: bool = False) -> None:
         self._read_only = read_only
+        self._answers = Bounded("the database", threads=1)
         if isinstance(where, Path):
             self.name, self._mend = (
                 str(where),
@@ -103,6 +113,22 @@ class Database:
         """
         with self._errors(), self._reading.begin() as c:
             yield c
+
+    def answer(self, work: Callable[[Connection], T]) -> T:
+        """`work` in one transaction, for a peer that waits. StoreAwayError after `bounded.ANSWER_S`, whatever hangs.
+
+        Then it is rolled back where it comes to its end all the same; only its commit may have been under way.
+        """
+        until = answer_by()
+
+        def transaction() -> T:
+            with self.begin() as c:
+                found = work(c)
+                if time.monotonic() > until:
+                    raise StoreAwayError("it came too late, and nobody waits for it")
+                return found
+
+        return self._answers.do(transaction, until=until)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -163,7 +189,11 @@ class Database:
         """Whatever SQLAlchemy, its pool or the driver raise becomes an error of ours."""
         try:
             yield
-        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as e:
+        except (
+            SQLAlchemyError,
+            self._engine.dialect.loaded_dbapi.Error,
+            self._engine.dialect.loaded_dbapi.Warning,
+        ) as e:
             why = _why(e)
             if _is_full(e):
                 raise StorageFullError(f"cannot write {self.name} ({why}): free some space") from e
@@ -273,17 +303,24 @@ def _user_version(c: Connection) -> int:
 def is_away(e: Exception) -> bool:
     """Whether the database is to blame, and not what it was asked: by SQLAlchemy's word, or by the driver's own."""
     lost = isinstance(e, DBAPIError) and e.connection_invalidated
+    if str(getattr(_said(e), "sqlstate", "")).startswith(_ITS_OWN_FAULT):
+        return False
     return lost or isinstance(e, _AWAY) or bool({kind.__name__ for kind in type(e).__mro__} & _AWAY_NAMES)
 
 
 def _why(e: Exception) -> str:
     """The database's own words, without PostgreSQL's DETAIL, which quotes values."""
-    said = e.orig if isinstance(e, StatementError) else e
+    said = _said(e)
     diagnosis = getattr(said, "diag", None)
     return " ".join(str((diagnosis and diagnosis.message_primary) or said).split())
 
 
+def _said(e: Exception) -> BaseException | None:
+    """What the driver raised, where SQLAlchemy wrapped it."""
+    return e.orig if isinstance(e, StatementError) else e
+
+
 def _is_full(e: Exception) -> bool:
-    said = e.orig if isinstance(e, DBAPIError) else e
+    said = _said(e)
     sqlite = getattr(said, "sqlite_errorname", "")
     return sqlite.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(said, "sqlstate", None) == _DISK_FULL
