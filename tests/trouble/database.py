@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.test_node_database import locked
 from tests.support.postgres import Postgres
+from tests.support.sqlite import locked
 from tests.trouble.account import Account
 from tests.trouble.scene import on_postgresql, scene, small_disk
 
