@@ -18,6 +18,7 @@ from cxrnode.analyse import AnalyseOptions, Analyser
 from cxrnode.archive import check_archive
 from cxrnode.audit.record import os_user, record_model
 from cxrnode.deliver import deliver_all
+from cxrnode.earlier_run import RUN, check_folder, check_same, run_of
 from cxrnode.engine_choice import chosen_engine
 from cxrnode.errors import StoreError
 from cxrnode.inference import Inference
@@ -90,12 +91,14 @@ def open_batch(options: BatchOptions, progress: Progress) -> Iterator[BatchRun]:
     for archive in options.archives:
         check_archive(archive)
     bundle = load_bundle(options.bundle)
+    if not options.restart:
+        check_folder(options.out, run_of(bundle, options.archives))
     with _exclusive(options.out):
         if options.restart:
             _wipe(options.out)
-        sweep_partial(options.out)
         database = Database(options.out / LEDGER_NAME)
         try:
+            sweep_partial(options.out)
             yield BatchRun(options=options, bundle=bundle, database=database, progress=progress)
         finally:
             database.close()
@@ -196,16 +199,13 @@ class BatchRun:
 
     def _start(self) -> datetime:
         """Begin, or go on: the moment of the first start is part of every result."""
-        wanted = {"bundle": self.bundle.digest, "archives": [str(a.resolve()) for a in self.options.archives]}
+        wanted = run_of(self.bundle, self.options.archives)
         with self.database.begin() as c:
-            found = self.queue.get_setting(c, "run")
-            if found and {k: found[k] for k in wanted} != wanted:
-                raise StoreError(
-                    f"{self.options.out} holds the results of another run (archives {', '.join(found['archives'])}; "
-                    f"bundle {found['bundle'][:12]}): choose another --out, or give --restart to begin anew"
-                )
-            run = found or wanted | {"started_at": datetime.now().astimezone().isoformat(timespec="seconds")}
-            self.queue.set_setting(c, "run", run)
+            found = self.queue.get_setting(c, RUN)
+            check_same(self.options.out, found, wanted)  # it may have come since the folder was looked at
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            run = wanted | {"started_at": found["started_at"] if found else now}
+            self.queue.set_setting(c, RUN, run)
             ledger.append(
                 c, "run_resumed" if found else "run_started", actor=_ACTOR, software=__version__,
                 bundle=self.bundle.name, bundle_digest=self.bundle.digest, archives=wanted["archives"], user=os_user(),

@@ -122,6 +122,8 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
     loaded = load_config(config)
     actor = operator()
     queue, wanted, gone = Queue(actor), len(job_ids), []
+    with open_database(loaded, read_only=True):
+        pass  # one of another schema is refused: bringing it to today's is for serve, when no older node works on it
     with open_database(loaded) as database, database.begin() as c:
         if what == "retry":
             gone = _deleted(c, loaded.node.data_dir, job_ids)

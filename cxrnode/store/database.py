@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 from cxrnode.bounded import Bounded, answer_by
 from cxrnode.errors import StorageFullError, StoreAwayError, StoreError
 from cxrnode.store import ledger
+from cxrnode.store.peek import is_foreign
 from cxrnode.store.schema import REVISION, alembic_version, metadata
 from cxrnode.store.turns import Turns
 
@@ -75,6 +76,8 @@ class Database:
                 str(where),
                 "Is it ours, and does nobody hold it?" if read_only else "Is it ours, readable and writable?",
             )
+            if not read_only and is_foreign(where):
+                raise self._not_ours()
             self._engine = _sqlite_read_only(where) if read_only else _sqlite(where)
         else:
             url = _postgresql_url(where)
@@ -167,7 +170,10 @@ class Database:
             alembic_version.create(c)
             c.execute(insert(alembic_version).values(version_num="0001"))
             return "0001"
-        raise StoreError(f"{self.name} holds tables that are not ours: give cxrnode an empty database of its own")
+        raise self._not_ours()
+
+    def _not_ours(self) -> StoreError:
+        return StoreError(f"{self.name} holds tables that are not ours: give cxrnode an empty database of its own")
 
     def _migrate(self, c: Connection, found: str | None) -> None:
         from alembic.util import CommandError  # noqa: PLC0415 (costs a quarter of a second, and is seldom needed)
