@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ from cxrnode.logs import words
 from cxrnode.loops import Loop, beat
 from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
 from cxrnode.store.database import Database
-from cxrnode.store.outbox import ASK_AGAIN_S, Delivery, Outbox
+from cxrnode.store.outbox import ASK_AGAIN_S, LONGEST_WAIT_S, Delivery, Outbox
 from cxrnode.store.queue import Lease
 from cxrnode.types import Destination
 
@@ -68,24 +68,28 @@ class Sender:
 
     def step(self) -> float:
         """Send what is due, a page of it at most; returns the seconds until there may be more to do."""
-        if wait_s := self.breaker.wait_s:
+        wait_s = self.breaker.wait_s
+        if wait_s and not self.breaker.reached:
             return wait_s
+        new_stat = bool(wait_s)  # it failed for others: a STAT result that comes meanwhile is put to it all the same
         with self.database.read() as c:
-            due = self.outbox.due(c, self.destination.key, now=time.time())
+            due = self.outbox.due(c, self.destination.key, now=time.time(), new_stat=new_stat)
         if not due:
             if time.monotonic() > self._used_at + _IDLE_S:
                 self.close()
             return POLL_S
         try:
-            self._send_page(self._connected())
+            scu = self._connected()
         except SendError as e:
             self.close()
             self.breaker.failed(str(e))
-            log.warning(
-                "%s: %s (%d in a row)", self.destination, e, self.breaker.failures,
-                extra={"destination": self.destination.key, "failures": self.breaker.failures},
-            )  # fmt: skip
-        return self.breaker.wait_s
+            self._tell_failure(str(e))
+            return self.breaker.wait_s
+        try:
+            self._send_page(scu, new_stat=new_stat)
+        except SendError:  # it was counted with its result
+            self.close()
+        return 0.0
 
     def heartbeat(self) -> None:
         """From another thread: keep what is in hand, however long the peer takes."""
@@ -106,10 +110,10 @@ class Sender:
                 scu.echo()  # does it answer at all? Only then is a result put to it
         return self._scu
 
-    def _send_page(self, scu: StoreScu) -> None:
+    def _send_page(self, scu: StoreScu, *, new_stat: bool) -> None:
         self._holding = True
         with self.database.begin(shared=True) as c:
-            page = self.outbox.claim(c, self.destination.key, self._lease(), limit=_PAGE)
+            page = self.outbox.claim(c, self.destination.key, self._lease(), limit=_PAGE, new_stat=new_stat)
         left = len(page)
         try:
             for d in page:
@@ -137,7 +141,7 @@ class Sender:
             if d.attempts + 1 >= _MOST_ERRORS:
                 self._refused(d, words(e), type(e).__name__)
             else:
-                self._postpone(d, words(e), type(e).__name__)
+                self._failed(d, words(e), type(e).__name__)
             raise SendError(type(e).__name__) from e  # in what state this leaves the association nobody knows
 
     def _send(self, scu: StoreScu, d: Delivery) -> None:
@@ -148,30 +152,46 @@ class Sender:
         began = time.monotonic()
         try:
             answer = scu.send(path)
-        except SendError as e:
-            self._postpone(d, str(e), str(e))
+        except SendError as e:  # of the association nothing is left
+            self._failed(d, str(e), str(e))
             raise
         metrics.delivered(self.destination.key, time.monotonic() - began)
-        if answer.transient:  # the next one would fare no better
-            self._postpone(d, answer.text, answer.code)
-            raise SendError(answer.code)
-        self.breaker.succeeded()
+        if answer.transient:
+            self._failed(d, answer.text, answer.code)
+            if self.breaker.is_open or (answer.out_of_resources and not self.breaker.blames(d.id)):
+                raise SendError(answer.code)  # the next one would fare no better
+            return
+        self.breaker.succeeded(of=d.id)
         if answer.accepted:
             self._told.discard(d.made.sop_class_uid)
             self._sent(d, answer)
         else:
             self._refused(d, answer.text, answer.code, tell=answer.status is not None or self._is_news(d))
 
-    def _postpone(self, d: Delivery, why: str, code: str) -> None:
+    def _failed(self, d: Delivery, why: str, code: str) -> None:
+        """Once more, later. why: for the store, in the peer's words where it gave any; code: for the log."""
+        self.breaker.failed(code, of=d.id)
+        self._tell_failure(code, d)
         tries = d.attempts + 1
         if self.patience.attempts and tries >= self.patience.attempts:
             self._refused(d, why, code)
             return
+        patience = self.patience
+        if self.breaker.blames(d.id):  # the destination is well: there is nothing to be in time for
+            patience = replace(patience, longest_wait_s=LONGEST_WAIT_S)
         now = time.time()
-        not_before = now + self.patience.wait_s(tries)
         with self.database.begin() as c:
-            ours = self.outbox.retry(c, d, owner=self._owner, now=now, not_before=not_before, status=why)
+            ours = self.outbox.retry(
+                c, d, owner=self._owner, now=now, not_before=now + patience.wait_s(tries), status=why
+            )
         self._check(ours)
+
+    def _tell_failure(self, code: str, d: Delivery | None = None) -> None:
+        named = _named(d) | {"attempts": d.attempts + 1} if d else {}
+        log.warning(
+            "%s: %s (%d in a row)", self.destination, code, self.breaker.failures,
+            extra={"destination": self.destination.key, "failures": self.breaker.failures, **named},
+        )  # fmt: skip
 
     def _sent(self, d: Delivery, answer: Answer) -> None:
         with self.database.begin() as c:

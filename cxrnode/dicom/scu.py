@@ -38,7 +38,7 @@ from cxrnode.types import Destination, Peer
 CALLING_AE_TITLE = "CXRNODE"
 TIMEOUT_S = 60.0  # for an answer, and for the peer to take the next bytes
 _SYNTAXES_NOT_SUPPORTED = 0x04  # result of a presentation context (PS3.8 table 9-18)
-_TRANSIENT = {PROCESSING_FAILURE, 0x0213}  # 0x0213 resource limitation
+_RESOURCE_LIMITATION = 0x0213
 _RECORD_S = 30.0  # for a report to be recorded: longer than the store waits for its database
 _MOST_REPORTS = 16  # of one association, at a time
 
@@ -67,9 +67,14 @@ class Answer:
         return self.status is not None and (self.status == SUCCESS or self.status & 0xF000 == 0xB000)
 
     @property
+    def out_of_resources(self) -> bool:
+        """The peer has no room just now, for this or anything else."""
+        return self.status is not None and (self.status & 0xFF00 == 0xA700 or self.status == _RESOURCE_LIMITATION)
+
+    @property
     def transient(self) -> bool:
-        """The peer could not just now: out of resources (0xA7xx), or a failure of its own."""
-        return self.status is not None and (self.status & 0xFF00 == 0xA700 or self.status in _TRANSIENT)
+        """The peer could not just now: no resources, or a failure of its own, perhaps with this object alone."""
+        return self.out_of_resources or self.status == PROCESSING_FAILURE
 
 
 class StoreScu:

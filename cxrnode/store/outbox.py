@@ -31,6 +31,7 @@ _LONGEST_ASK_S = 86_400.0
 LONGEST_WAIT_S = 1800.0
 LONGEST_LEASE_S = 60.0
 _FREE = {"lease_owner": None, "lease_until": None}
+_STAT_AT = 0.0  # STAT results are due since then, before all others
 _ASKED_BEFORE = ""  # a transaction that is over, and no answer can name
 
 
@@ -92,7 +93,7 @@ class Outbox:
             "destination": literal(destination),
             "state": literal(PENDING),
             "attempts": literal(0),
-            "not_before": case((stat.exists(), 0.0), else_=now),  # claims go by it: STAT first, then by age
+            "not_before": case((stat.exists(), _STAT_AT), else_=now),  # claims go by it: STAT first, then by age
             "status": literal(""),
             "updated_at": literal(now),
         }
@@ -109,18 +110,23 @@ class Outbox:
 
     # -- out
 
-    def due(self, c: Connection, destination: str, *, now: float) -> bool:
-        """Whether a claim would give anything."""
-        return _any(c, _claimable(destination, now))
+    def due(self, c: Connection, destination: str, *, now: float, new_stat: bool = False) -> bool:
+        """Whether a claim would give anything. new_stat: of STAT results that were never tried."""
+        return _any(c, _claimable(destination, now, new_stat=new_stat))
 
     def waiting(self, c: Connection, destination: str) -> int:
         """How many deliveries have not arrived and may still."""
         query = select(func.count()).select_from(delivery).where(_in_state(destination, PENDING))
         return int(c.execute(query).scalar_one())
 
-    def claim(self, c: Connection, destination: str, lease: Lease, *, limit: int) -> list[Delivery]:
-        """The next deliveries that are due, the caller's until the lease ends; STAT first, a study's in one piece."""
-        claimed = _pick(c, _claimable(destination, lease.now), limit)
+    def claim(
+        self, c: Connection, destination: str, lease: Lease, *, limit: int, new_stat: bool = False
+    ) -> list[Delivery]:
+        """The next deliveries that are due, the caller's until the lease ends; STAT first, a study's in one piece.
+
+        new_stat: STAT results that were never tried, and no others.
+        """
+        claimed = _pick(c, _claimable(destination, lease.now, new_stat=new_stat), limit)
         _update(c, claimed, lease_owner=lease.owner, lease_until=lease.until)
         return claimed
 
@@ -286,11 +292,12 @@ def _in_state(destination: str, state: str) -> ColumnElement[bool]:
     return and_(delivery.c.destination == destination, delivery.c.state == state)
 
 
-def _claimable(destination: str, now: float) -> ColumnElement[bool]:
+def _claimable(destination: str, now: float, *, new_stat: bool = False) -> ColumnElement[bool]:
     until = delivery.c.lease_until
     free = or_(until.is_(None), until <= now, until > now + LONGEST_LEASE_S)
     new = delivery.c.attempts == 0  # has nothing to wait for, whatever the clock says that it said then
-    return and_(_in_state(destination, PENDING), or_(new, _due(now, LONGEST_WAIT_S)), free)
+    due = new & (delivery.c.not_before == _STAT_AT) if new_stat else or_(new, _due(now, LONGEST_WAIT_S))
+    return and_(_in_state(destination, PENDING), due, free)
 
 
 def _askable(destination: str, now: float) -> ColumnElement[bool]:

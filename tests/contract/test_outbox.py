@@ -67,6 +67,18 @@ def test_what_did_not_arrive_waits_and_what_is_refused_ends(c: Connection) -> No
     assert len(OUTBOX.claim(c, "near", lease("c", NOW + 31), limit=9)) == 3
 
 
+def test_a_stat_result_that_was_never_tried_is_asked_for_by_itself(c: Connection) -> None:
+    assert not OUTBOX.due(c, "near", now=NOW, new_stat=True)
+    Queue("test").receive(c, [received(2, 1, stat=True)])
+    add_result(c, made("2.25.12", 2, Kind.SR), actor="test")
+    OUTBOX.enqueue(c, ["2.25.12"], ["near"], now=NOW)
+    assert OUTBOX.due(c, "near", now=NOW, new_stat=True)
+    (stat,) = OUTBOX.claim(c, "near", lease(), limit=9, new_stat=True)
+    assert stat.made.sop_instance_uid == "2.25.12"
+    OUTBOX.retry(c, stat, owner="a", now=NOW, not_before=NOW, status="0xA700")
+    assert not OUTBOX.due(c, "near", now=NOW, new_stat=True)
+
+
 def test_it_ends_when_it_is_committed_and_is_sent_again_when_it_is_not_kept(c: Connection) -> None:
     for d in OUTBOX.claim(c, "near", lease(), limit=9):
         OUTBOX.sent(c, d, owner="a", now=NOW, status="0x0000")

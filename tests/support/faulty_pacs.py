@@ -70,7 +70,7 @@ class FaultyPacs:
     report_after_s: float = 0.05
     releases: int = 0  # that it was asked for, or asked for itself
     data_sets: list[Dataset] = field(default_factory=list)
-    poison: str = ""  # the SOP Instance UID that makes it abort, whatever the script says
+    poison: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> its own step, whatever the script says
     server: Any = None
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -115,7 +115,7 @@ class FaultyPacs:
     def store(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
         with self.lock:
-            step = "abort" if uid == self.poison else next(self.steps)
+            step = self.poison.get(uid) or next(self.steps)
             self.asked.append(uid)
         if step in {"abort", "silent"}:
             self._misbehave(event, step)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +13,15 @@ from typing import Any
 
 import pytest
 from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian
+from sqlalchemy import select, update
 
 from cxrnode.deliver import Deliverer, deliver_all
 from cxrnode.dicom.scu import Answer, StoreScu
-from cxrnode.patience import Breaker, Patience
+from cxrnode.patience import FOR_EVER, Breaker, Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
-from cxrnode.store.outbox import COMMITTED, PENDING, REFUSED, SENT, Outbox
+from cxrnode.store.outbox import COMMITTED, LONGEST_WAIT_S, PENDING, REFUSED, SENT, Outbox
+from cxrnode.store.schema import delivery
 from cxrnode.types import Destination
 from tests.support.faulty_pacs import AET, faulty_pacs, wait_for
 from tests.support.orthanc import free_port
@@ -119,15 +123,101 @@ def test_what_may_pass_is_tried_again_until_it_has(database: Database, tmp_path:
     assert kinds(database).count("delivery_postponed") == 2
 
 
-def test_one_object_that_breaks_every_association_lets_the_others_pass(database: Database, tmp_path: Path) -> None:
+PASSING = ("0x0110", "0x0213", "0xA700", "abort", "silent")
+
+
+@pytest.mark.parametrize("step", PASSING)
+def test_results_that_fail_each_time_wait_alone(database: Database, tmp_path: Path, step: str) -> None:
+    """Even when nothing else is in the outbox for long: what comes then is sent at once."""
+    patience = Patience(first_wait_s=0.1, longest_wait_s=60.0)
     with faulty_pacs() as pacs:
-        uids = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
-        pacs.poison = uids[0]
-        with delivering(database, tmp_path, pacs.destination):
-            wait_for(lambda: set(pacs.stored) >= set(uids[1:]))
+        bad = queue_up(database, tmp_path, pacs.destination)
+        pacs.poison |= dict.fromkeys(bad, step)
+        with delivering(database, tmp_path, pacs.destination, patience=patience, timeout_s=0.3) as deliverer:
+            wait_for(lambda: max(Counter(pacs.asked).values(), default=0) >= 4)
+            breaker = deliverer.senders[0].breaker
+            assert (breaker.is_open, breaker.wait_s) == (False, 0.0)
+            good = queue_up(database, tmp_path, pacs.destination, studies=range(2, 5))
+            wait_for(lambda: set(pacs.stored) == set(good), 5.0)
+            wait_for(lambda: states(database, pacs.destination.key)[good[-1]][0] == SENT)
+            assert not breaker.is_open
     said = states(database, pacs.destination.key)
-    assert said.pop(uids[0])[0] == PENDING
+    assert {said.pop(uid)[0] for uid in bad} == {PENDING}
     assert {state for state, _ in said.values()} == {SENT}
+
+
+def test_an_association_goes_on_after_an_object_s_own_failure(database: Database, tmp_path: Path) -> None:
+    with faulty_pacs() as pacs:
+        bad, *good = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
+        pacs.poison[bad] = "0x0110"
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: set(pacs.stored) == set(good))
+    assert pacs.associations == 1
+
+
+@pytest.mark.parametrize("step", PASSING)
+def test_a_destination_that_fails_for_all_is_left_alone(database: Database, tmp_path: Path, step: str) -> None:
+    slow = Patience(first_wait_s=1700.0, longest_wait_s=1700.0)
+    with faulty_pacs([step]) as pacs:
+        queue_up(database, tmp_path, pacs.destination, studies=range(1, 6))
+        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=0.3) as deliverer:
+            breaker = deliverer.senders[0].breaker
+            wait_for(lambda: breaker.is_open and breaker.wait_s)
+            time.sleep(0.5)
+        assert len(pacs.asked) == len(set(pacs.asked)) == 3
+
+
+@pytest.mark.parametrize("step", PASSING)
+def test_a_new_stat_result_is_put_to_a_destination_that_failed_for_others(
+    database: Database, tmp_path: Path, step: str
+) -> None:
+    slow = Patience(first_wait_s=1700.0, longest_wait_s=1700.0)
+    with faulty_pacs() as pacs:
+        routine = queue_up(database, tmp_path, pacs.destination, studies=range(1, 3), captures=2)
+        pacs.poison |= dict.fromkeys(routine[:3], step)
+        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=0.3) as deliverer:
+            breaker = deliverer.senders[0].breaker
+            wait_for(lambda: breaker.is_open and breaker.wait_s)
+            stat = queue_up(database, tmp_path, pacs.destination, studies=range(3, 4), stat=True)
+            wait_for(lambda: set(pacs.stored) == set(routine[3:] + stat))
+    assert pacs.asked[3] == stat[0]
+    assert pacs.echoes == 1
+
+
+def test_what_others_passed_waits_longer_each_time(database: Database, tmp_path: Path) -> None:
+    """Up to half an hour: the destination's own longest wait is for trouble that ends with it."""
+    with faulty_pacs() as pacs:
+        (bad,) = queue_up(database, tmp_path, pacs.destination, captures=0)
+        pacs.poison[bad] = "0x0110"
+        with database.begin() as c:
+            c.execute(update(delivery).values(attempts=20, not_before=0.0))
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: pacs.asked.count(bad) >= 2)  # nothing passed yet: its wait is the destination's
+            queue_up(database, tmp_path, pacs.destination, studies=range(2, 3))
+            wait_for(lambda: len(pacs.stored) == 2)
+            wait_for(lambda: _wait_s(database, bad) > QUICK.longest_wait_s)
+        assert _wait_s(database, bad) <= LONGEST_WAIT_S
+
+
+def _wait_s(database: Database, uid: str) -> float:
+    with database.begin(shared=True) as c:
+        query = select(delivery.c.not_before).where(delivery.c.result_uid == uid)
+        return float(c.execute(query).scalar_one()) - time.time()
+
+
+@pytest.mark.parametrize("misbehaviour", [*PASSING, "lost", "slow:0.5", "0xC000", "reject"])
+def test_a_second_destination_that_misbehaves_costs_the_first_nothing(
+    database: Database, tmp_path: Path, misbehaviour: str
+) -> None:
+    steps, greetings = (["ok"], ["reject"]) if misbehaviour == "reject" else ([misbehaviour], ["ok"])
+    with faulty_pacs(steps, associations=greetings) as bad, faulty_pacs() as good:
+        worse, better = replace(bad.destination, name="bad"), replace(good.destination, name="good")
+        uids = queue_up(database, tmp_path, worse, better, studies=range(1, 6))
+        with delivering(database, tmp_path, worse, better, patience=FOR_EVER, timeout_s=2.0) as deliverer:
+            wait_for(lambda: all_in(database, better, SENT))
+            assert deliverer.senders[1].breaker.failures == 0
+    assert good.stored == dict.fromkeys(uids, 1)
+    assert good.associations == 1
 
 
 def test_a_file_that_was_changed_or_lost_is_not_sent(database: Database, tmp_path: Path) -> None:
@@ -379,7 +469,7 @@ def test_a_run_takes_a_refusal_as_final_and_a_shortage_as_passing(database: Data
 def test_a_run_goes_on_without_what_breaks_every_association(database: Database, tmp_path: Path) -> None:
     sr, *others = make_results(database, tmp_path, study=1, captures=3)
     with faulty_pacs() as pacs:
-        pacs.poison = sr
+        pacs.poison[sr] = "abort"
         batch(database, tmp_path, pacs.destination)
     said = states(database, pacs.destination.key)
     assert said == {sr: (REFUSED, "no answer to C-STORE"), **dict.fromkeys(others, (SENT, "0x0000"))}
@@ -403,3 +493,36 @@ def test_the_breaker_opens_after_three_and_closes_at_once() -> None:
     assert opened == [False, False, True]
     breaker.succeeded()
     assert (breaker.is_open, breaker.wait_s) == (False, 0.0)
+
+
+def test_the_breaker_counts_objects_and_not_their_tries() -> None:
+    breaker = Breaker(patience=QUICK)
+    for of in (1, 1, 1, 2, 2):
+        breaker.failed("0x0110", of=of)
+    assert (breaker.failures, breaker.is_open, breaker.wait_s) == (2, False, 0.0)
+    breaker.failed("0x0110", of=3)
+    assert (breaker.failures, breaker.is_open) == (3, True)
+    breaker.failed("0x0110", of=3)  # while it is open each try counts: the next waits longer
+    assert breaker.failures == 4
+    assert not breaker.blames(3)
+
+
+def test_the_breaker_does_not_count_what_others_passed() -> None:
+    breaker = Breaker(patience=QUICK)
+    breaker.failed("0x0110", of=1)
+    breaker.failed("0x0110", of=2)
+    breaker.succeeded(of=2)
+    assert (breaker.blames(1), breaker.blames(2)) == (True, False)
+    breaker.failed("0x0110", of=1)
+    assert breaker.failures == 0
+    breaker.succeeded(of=1)
+    assert not breaker.blames(1)
+
+
+def test_only_a_destination_that_can_be_reached_is_asked_before_its_time() -> None:
+    breaker = Breaker(patience=QUICK)
+    for of in (1, 2, 3):
+        breaker.failed("0x0110", of=of)
+    assert breaker.reached
+    breaker.failed("no connection")
+    assert not breaker.reached
