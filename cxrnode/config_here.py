@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from cxrnode.errors import ConfigError
 from engines.files import PRIVATE_UMASK
 
 _PRIVILEGED = 1024  # below it a port is root's (ip(7))
+_LIKE_A_SOCKET = "cxrnode-trial-", "listener-12345678"  # as long as multiprocessing's own names, or longer
 _LISTENS = ".intake.json"  # in the data folder, while an intake listens
 
 
@@ -29,12 +31,14 @@ def check_data_dir(folder: Path) -> None:
         if not above.is_dir():
             raise ConfigError(f"node.data_dir = {folder}: {above} is a file, not a folder")
         if not _writable(above):
-            raise ConfigError(f"{said} may not create it in {above}{_why(above)}: mkdir -p {folder}, {_mend(folder)}")
+            mend = _mend(above, folder)
+            mend = mend if _is_read_only(above) else f"mkdir -p {folder}, {mend}"
+            raise ConfigError(f"{said} may not create it in {above}{_why(above)}: {mend}")
         return
     for path in (folder, *_entries(folder)):
         if not _writable(path):
             what = "it" if path == folder else path.name + " in it"
-            raise ConfigError(f"{said} may not write to {what}{_why(path)}: {_mend(folder)}")
+            raise ConfigError(f"{said} may not write to {what}{_why(path)}: {_mend(path, folder)}")
 
 
 def make_data_dir(folder: Path) -> None:
@@ -44,6 +48,23 @@ def make_data_dir(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"node.data_dir = {folder}: user {_user()} cannot create it: {e.strerror}") from e
+
+
+def check_temporary() -> None:
+    """Raises ConfigError where there is no folder for temporary files, or none that can hold a socket.
+
+    The analyse stage's processes have their socket there, and the stages' figures for /metrics their files.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=_LIKE_A_SOCKET[0]) as folder, socket.socket(socket.AF_UNIX) as trial:
+            trial.bind(str(Path(folder, _LIKE_A_SOCKET[1])))
+    except OSError as e:
+        where = tempfile.tempdir or f"TMPDIR = {os.environ.get('TMPDIR', '')}, /tmp, /var/tmp and the current folder"
+        raise ConfigError(
+            f"no folder for temporary files that user {_user()} may use ({where}: {e.strerror or e}): set TMPDIR to "
+            "one, with a path of less than 70 characters; a container with a read-only root wants --tmpfs /tmp (an "
+            "emptyDir at /tmp), a systemd unit PrivateTmp=yes"
+        ) from e
 
 
 def why_no_listener(key: str, bind: str, port: int, error: OSError) -> ConfigError:
@@ -133,16 +154,25 @@ def _user() -> str:
 
 def _why(path: Path) -> str:
     """Whose it is; or that nobody may."""
+    if _is_read_only(path):
+        return " (a read-only file system)"
     try:
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            return " (a read-only file system)"
         return f" ({path.owner()}'s)"
     except (OSError, KeyError):
         return ""
 
 
-def _mend(folder: Path) -> str:
+def _mend(path: Path, folder: Path) -> str:
+    if _is_read_only(path):
+        return f"mount it read-write; a container wants a volume at {folder}, a systemd unit StateDirectory="
     return f"chown -R {_user()} {folder}"
+
+
+def _is_read_only(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -141,7 +141,11 @@ def sha256_file(path: Path) -> str:
 def find_bundle(name_or_path: str) -> Path:
     """A shipped bundle's folder by its name ("default" too), or the folder that a path names. Raises EngineError."""
     name = DEFAULT_BUNDLE if name_or_path == "default" else name_or_path
-    for folder in (SHIPPED / name, Path(name).expanduser()):
+    try:
+        given = Path(name).expanduser()
+    except RuntimeError as e:  # ~ of a user without a home
+        raise EngineError(f"no model bundle '{name_or_path}' ({e}): give its folder's whole path") from e
+    for folder in (SHIPPED / name, given):
         if (folder / MANIFEST).is_file():
             return folder
     shipped = ", ".join(p.name for p in shipped_bundles()) or "none"

@@ -36,10 +36,15 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The configu
     Exit codes: 0 usable, warnings or not; 2 not usable, with every fault named.
     """
     from cxrnode.config import load_config  # noqa: PLC0415 (no other command should wait for it)
-    from cxrnode.config_here import check_data_dir, unreachable  # noqa: PLC0415
+    from cxrnode.config_here import check_data_dir, check_temporary, unreachable  # noqa: PLC0415
 
     config = load_config(file)
     check_data_dir(config.node.data_dir)
+    check_temporary()
+    if config.analyse.engine == "tensorrt":
+        from engines.load import plans_folder  # noqa: PLC0415
+
+        plans_folder()  # it says what it wants, such as a home
     expiries = _check_tls(config)
     for line in _understood(config, expiries):
         say(line)

@@ -25,10 +25,11 @@ def doctor(
     Exit codes: 0 nothing failed, warnings or not; 1 something failed; 2 the configuration is wrong.
     """
     from cxrnode.config import load_config  # noqa: PLC0415 (no other command should wait for it)
-    from cxrnode.config_here import check_data_dir  # noqa: PLC0415
+    from cxrnode.config_here import check_data_dir, check_temporary  # noqa: PLC0415
 
     loaded = load_config(config)
     check_data_dir(loaded.node.data_dir)
+    check_temporary()
     from cxrnode.doctor import diagnose  # noqa: PLC0415
     from cxrnode.doctor_destination import Level  # noqa: PLC0415
 

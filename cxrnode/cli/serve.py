@@ -55,6 +55,10 @@ def serve(
 
 
 def _run(loaded: Config, config: Path, stages: list[str], alone: str | None) -> int:
+    if alone in {None, Stage.ANALYSE}:
+        from cxrnode.config_here import check_temporary  # noqa: PLC0415
+
+        check_temporary()
     if alone:
         stopping = threading.Event()
         stop_on_signals(stopping)

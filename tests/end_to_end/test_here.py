@@ -119,3 +119,85 @@ def test_a_folder_for_temporary_files_whose_path_is_too_long_for_a_socket(tmp_pa
     assert said.returncode == 2
     assert "no socket can be made in" in said.stderr
     assert "Set TMPDIR to a folder" in said.stderr
+
+
+COMMANDS = [["config", "check"], ["doctor", "--no-store", "--config"], ["serve", "--config"]]
+as_mounter = pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="only root may mount",
+)
+
+
+def within_mounts(mounts: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command that sees other mounts than we do, in a folder where nobody may write."""
+    script = f'{mounts}\ncd /proc\nexec "$@"'
+    command = ["unshare", "-m", "sh", "-ec", script, "sh", sys.executable, "-m", "cxrnode", *arguments]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+@as_mounter
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_folder_for_temporary_files(tmp_path: Path, command: list[str]) -> None:
+    """A container with a read-only root and no tmpfs."""
+    places = "/tmp /var/tmp /usr/tmp"
+    read_only = f"for d in {places}; do [ ! -d $d ] || mount --bind $d $d; done\nmount --bind {tmp_path} /mnt\n"
+    read_only += f"for d in {places}; do [ ! -d $d ] || mount -o remount,ro,bind $d; done"
+    said = within_mounts(
+        read_only, *command, str(config(tmp_path, Path("/mnt/data"))), TMPDIR="/nonexistent",
+        PYTHONPATH=os.environ.get("PYTHONPATH", ""),
+    )  # fmt: skip
+    assert said.returncode == 2, said.stderr
+    assert said.stdout == ""
+    (line,) = said.stderr.splitlines()
+    assert "no folder for temporary files that user root may use (TMPDIR = /nonexistent" in line
+    assert "set TMPDIR to one" in line
+    assert "--tmpfs /tmp" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_temporary_folder_whose_path_is_too_long_is_said_at_once(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    line = [sys.executable, "-m", "cxrnode", *command, str(config(tmp_path, tmp_path / "data"))]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    said = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert said.returncode == 2, said.stderr
+    assert f"({folder}: AF_UNIX path too long): set TMPDIR to one, with a path of less than 70" in said.stderr
+
+
+@as_mounter
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_folder_on_a_read_only_file_system(tmp_path: Path, command: list[str], there: bool) -> None:
+    """Nobody's chown helps there."""
+    data_dir = Path("/mnt/data")
+    prepare = f"mount -t tmpfs none /mnt\n{'mkdir /mnt/data' if there else ''}\nmount -o remount,ro /mnt"
+    said = within_mounts(prepare, *command, str(config(tmp_path, data_dir)))
+    assert said.returncode == 2, said.stderr
+    (line,) = said.stderr.splitlines()
+    assert "(a read-only file system): mount it read-write" in line
+    assert "a container wants a volume at /mnt/data" in line
+    assert "chown" not in line
+
+
+@as_mounter
+def test_a_user_without_an_account_and_without_a_home_needs_none(tmp_path: Path) -> None:
+    """A container's user: `config check` and the golden check of the bundle go well."""
+    path = Path("/mnt/cxrnode.toml")
+    user = "setpriv --reuid=12345 --regid=12345 --clear-groups --inh-caps=+dac_read_search"  # Python may be root's
+    clean = f"env -i PATH=/usr/bin:/bin TMPDIR=/mnt PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
+    mounts = (
+        f"mount -t tmpfs -o mode=1777 none /mnt\ninstall -m 644 {config(tmp_path, Path('/mnt/data'))} {path}\ncd /\n"
+        f'exec {user} --ambient-caps=+dac_read_search {clean} "$@"'
+    )
+    said = within_mounts(mounts, "config", "check", str(path))
+    assert said.returncode == 0, said.stderr
+    said = within_mounts(mounts, "doctor", "--no-store", "--config", str(path))
+    assert "Traceback" not in said.stderr
+    assert "passes its golden check with cpu" in said.stdout
+    said = within_mounts(mounts, "models", "verify", "~/bundle")
+    assert said.returncode == 2
+    assert (
+        "no model bundle '~/bundle' (Could not determine home directory.): give its folder's whole path" in said.stderr
+    )

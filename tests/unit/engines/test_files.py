@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from engines.files import whole
+from engines.files import remove_abandoned, whole
 
 
 class KilledError(BaseException):
@@ -59,3 +61,36 @@ def test_a_folder_in_its_place_is_an_error_and_stays(tmp_path: Path) -> None:
     with pytest.raises(OSError), whole(path) as part:  # noqa: PT011 (which of them, the system decides)
         part.write_text("x")
     assert os.listdir(tmp_path) == ["name"]
+
+
+def test_one_that_was_swept_before_it_was_locked_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fcntl.flock
+    swept: list[Path] = []
+
+    def flock(fd: int, how: int) -> None:
+        if not swept:
+            swept.append(next(tmp_path.glob(".*.part")))
+            monkeypatch.setattr(fcntl, "flock", real)
+            remove_abandoned(swept[0])
+            assert not swept[0].exists()
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with whole(tmp_path / "a") as part:
+        part.write_bytes(b"data")
+    assert swept
+    assert (tmp_path / "a").read_bytes() == b"data"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_without_locks_files_are_written_and_nothing_counts_as_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with whole(tmp_path / "a") as part:
+        remove_abandoned(part)
+        part.write_bytes(b"data")
+    assert (tmp_path / "a").read_bytes() == b"data"
