@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from cxrnode import metrics
 from cxrnode.dicom.association import Acceptor
-from cxrnode.dicom.dimse import COMMAND_BYTES_MAX, Command
+from cxrnode.dicom.dimse import Command
 from cxrnode.dicom.negotiation import (
     CALLING_NOT_RECOGNISED,
     CONTEXT_NAME_NOT_SUPPORTED,
@@ -65,6 +65,7 @@ class Owner:
 
     verdict: Refusal | None = None
     detail: str = ""
+    tell: bool = False
     storage: bool = True
     idle_timeout_s: float = 30.0
     answer: Callable[[], int] = lambda: 0
@@ -76,7 +77,9 @@ class Owner:
     def admit(self, request: Request, host: str) -> Offer | Refusal:
         assert (request.calling_aet, host) == (PACS, HOST)
         contexts = supported(storage=self.storage, commitment=False)
-        return self.verdict or Offer(contexts=contexts, idle_timeout_s=self.idle_timeout_s, detail=self.detail)
+        return self.verdict or Offer(
+            contexts=contexts, idle_timeout_s=self.idle_timeout_s, detail=self.detail, tell=self.tell
+        )
 
     def answered(self, peer: Peer, refusal: Refusal | None) -> None:
         self.told.append((peer, refusal and refusal.text))
@@ -267,6 +270,12 @@ def test_who_gets_no_more_than_an_echo_though_it_asks_for_more_is_told(
     assert owner.warned == ([(text, "echo", {"host": HOST, "calling_aet": PACS})] if why else [])
 
 
+def test_who_asks_for_no_more_than_an_echo_is_told_where_it_should_have_more() -> None:
+    owner = Owner(storage=False, detail="from another address", tell=True)
+    converse(owner, associate_rq((1, VERIFICATION, ImplicitVRLittleEndian)), RELEASE)
+    assert [text for text, *_ in owner.warned] == ["'PACS' may do no more than C-ECHO here: from another address"]
+
+
 def test_who_aborts_or_goes_without_a_request_hears_nothing() -> None:
     for sent in (ABORT + RELEASE, b"", RQ[:40]):
         owner = Owner()
@@ -315,7 +324,7 @@ def test_an_idle_association_ends_after_the_time_that_it_was_given() -> None:
 # -- what is no DICOM
 
 DAMAGED_RQ = pdu(1, b"\0\1" + bytes(10))
-LONG_COMMAND = p_data(1, 1, bytes(COMMAND_BYTES_MAX))
+LONG_COMMAND = p_data(1, 1, bytes(65536))
 
 
 @pytest.mark.parametrize(
