@@ -36,7 +36,8 @@ OTHER = "other"
 # of a thread, in monotonic seconds, which all processes of a machine share: nobody's but `threads`'
 _BEAT, _DUE = "cxrnode_thread_beat", "cxrnode_thread_due"
 _THREAD_FAILURES = "cxrnode_thread_failures"
-_INTERNAL = {_BEAT, _DUE}
+_NOT_WRITTEN = "cxrnode_not_written_since"  # by a stage, in the same seconds; 0: it can write
+_INTERNAL = {_BEAT, _DUE, _NOT_WRITTEN}
 _FAILURES = "cxrnode_destination_failures"
 _EXPIRY = "cxrnode_certificate_expiry_timestamp_seconds"
 _UNANSWERED = "cxrnode_receive_unanswered_since_seconds"
@@ -123,6 +124,12 @@ def threads(folder: Path) -> list[ThreadState]:
     ]
 
 
+def not_written_since(folder: Path) -> dict[tuple[str, str], float]:
+    """(stage, "files" or "rows") -> since when it cannot write those, in monotonic seconds; 0 where it can."""
+    samples = (s for m in _collect(folder, _KINDS[-1]) for s in m.samples if s.name == _NOT_WRITTEN)
+    return {(s.labels["stage"], s.labels["what"]): s.value for s in samples}
+
+
 def certificate_expiries(folder: Path) -> dict[str, float]:
     """Of the certificates that the stages have loaded: role -> when the first of them expires, seconds since 1970."""
     return {s.labels["role"]: s.value for m in collect(folder, _KINDS[-1]) for s in m.samples if s.name == _EXPIRY}
@@ -195,6 +202,9 @@ class _Meters:
             for name, text in (
                 (_BEAT, "-"), (_DUE, "-"), (_THREAD_FAILURES, "Failures in a row of a thread that tries again"),
             )
+        )  # fmt: skip
+        self.not_written = Gauge(
+            _NOT_WRITTEN, "-", ["stage", "what"], registry=None, multiprocess_mode="max"
         )  # fmt: skip
         self.thread_errors = Counter("cxrnode_thread_errors", "Errors that a thread survived", thread, registry=None)
         self.stage = stage
@@ -305,6 +315,12 @@ def thread_survived(name: str) -> None:
     """An error, once."""
     if _meters:
         _meters.thread_errors.labels(_meters.stage, name).inc()
+
+
+def not_written(what: str, since: float) -> None:
+    """See `not_written_since`."""
+    if _meters:
+        _meters.not_written.labels(_meters.stage, what).set(since)
 
 
 def decoded(seconds: float) -> None:

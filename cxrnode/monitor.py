@@ -20,7 +20,6 @@ from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from sqlalchemy import text
 
 from cxrnode import __version__, metrics
 from cxrnode.audit.forward import unconfirmed_since
@@ -34,9 +33,11 @@ from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
 from cxrnode.supervisor import Supervisor
 from cxrnode.types import NOTES, Outcome, Reason
 from cxrnode.words import counted
+from cxrnode.writable import failing, prove_file
 
 _CONNECT_S = 2.0
 _UNANSWERED_S = 10.0  # that a stored instance may wait: senders give up after some tens of seconds
+_PROOF = "proof"  # setting: written to see whether it can be
 _PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
 _OUTCOMES = [(Outcome.ANALYSED.value, "")] + [
     ((Outcome.ANALYSED if reason in NOTES else reason.outcome).value, reason.value) for reason in Reason
@@ -66,7 +67,7 @@ class Monitor:
     @property
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """Name -> a call that gives None where all is well, else the reason why the node cannot do its work."""
-        checks = {"stages": self._stages, "threads": self._threads}
+        checks = {"stages": self._stages, "threads": self._threads, "writes": self._writes}
         if "intake" in self.supervisor.stages:
             checks |= {"listener": self._listener, "answers": self._answers}
         checks |= {"disk": self._disk, "database": self._database}  # what may hang comes last: the others are told
@@ -95,6 +96,12 @@ class Monitor:
             yield from metrics.collect(self.measured)
             now = time.monotonic()
             silent = {(t.stage, t.name): max(0.0, now - t.beat) for t in self._living()}
+            since = metrics.not_written_since(self.measured)
+            ages = {key: now - at if at else 0.0 for key, at in since.items()}
+            yield _gauge(
+                "cxrnode_not_written_seconds", "Since a stage could not write files or rows; 0 while it can", ages,
+                "stage", "what",
+            )  # fmt: skip
             yield _gauge(
                 "cxrnode_thread_silent_seconds", "Since a thread's last sign of life", silent, "stage", "thread"
             )  # fmt: skip
@@ -171,6 +178,10 @@ class Monitor:
         hang = [f"{t.stage}: {t.name}, silent for {now - t.beat:.0f} s" for t in self._living() if now > t.due]
         return f"no sign of life: {'; '.join(hang)}" if hang else None
 
+    def _writes(self) -> str | None:
+        """What a stage could not write last, and has not written since."""
+        return failing(metrics.not_written_since(self.measured), time.monotonic()) if self.measured else None
+
     def _failing_threads(self) -> str | None:
         failing = [f"{t.stage}: {t.name}, {t.failures} failures in a row" for t in self._living() if t.failures]
         return f"{'; '.join(failing)} (tried again; the log says why)" if failing else None
@@ -181,14 +192,22 @@ class Monitor:
         return [t for t in metrics.threads(self.measured) if t.stage not in down] if self.measured else []
 
     def _database(self) -> str | None:
-        with self.database.begin(shared=True) as c:  # as one that writes: locked for good, it takes nothing
-            c.execute(text("SELECT 1"))
+        """A row can be written: it is."""
+        with self.database.begin() as c:
+            Queue("monitor").set_setting(c, _PROOF, time.time())
         return None
 
     def _disk(self) -> str | None:
         free = shutil.disk_usage(self.config.node.data_dir).free // 2**20
         wanted = self.config.receive.disk_watermark_mb
-        return f"{free} MB free, below receive.disk_watermark_mb = {wanted}" if free < wanted else None
+        if free < wanted:
+            return f"{free} MB free, below receive.disk_watermark_mb = {wanted}"
+        try:
+            prove_file(self.config.node.data_dir, ".proof", 1)  # there may be room, and no inode
+        except StorageFullError as e:
+            why = e.__cause__.strerror if isinstance(e.__cause__, OSError) else "full"
+            return f"no file can be written to the data folder: {why}"
+        return None
 
     def _listener(self) -> str | None:
         bind = self.config.node.bind

@@ -28,7 +28,8 @@ from cxrnode.config import Config, StatRule, load_config
 from cxrnode.config_here import listening, make_data_dir, why_no_listener
 from cxrnode.deliver import Deliverer
 from cxrnode.dicom.needed import tags
-from cxrnode.dicom.scp import Handlers, Listener, ListenerOptions, start_listener
+from cxrnode.dicom.scp import Handlers, IncomingInstance, Listener, ListenerOptions, start_listener
+from cxrnode.dicom.status import OUT_OF_RESOURCES, SUCCESS
 from cxrnode.errors import ConfigError, StorageFullError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
@@ -49,6 +50,7 @@ from cxrnode.store.studies import Studies
 from cxrnode.supervisor import Supervisor, tell_started
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 from cxrnode.words import counted
+from cxrnode.writable import FILES, Writable
 
 if TYPE_CHECKING:  # it brings OpenCV and the engines, which two of the three stages do without
     from cxrnode.analyse import Analyser
@@ -88,9 +90,6 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
     """
     metrics.begin(stage)
     tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
-    run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
-        "intake": partial(run_intake, tls=tls), "analyse": run_analyse, "deliver": partial(run_deliver, tls=tls),
-    }  # fmt: skip
     keep_private(config.node.data_dir)
     with open_database(config) as database:
         with database.begin() as c:
@@ -98,7 +97,15 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        with running([_reload(file, tls)], stopping):
+        watermark = config.receive.disk_watermark_mb * 2**20 if stage == "intake" else 0
+        data_dir = config.node.data_dir
+        writable = Writable(stage=stage, database=database, data_dir=data_dir, watermark_bytes=watermark)
+        run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
+            "intake": partial(run_intake, tls=tls, writable=writable),
+            "analyse": partial(run_analyse, writable=writable),
+            "deliver": partial(run_deliver, tls=tls),
+        }
+        with running([_reload(file, tls), writable.loop()], stopping):
             try:
                 run[stage](config, database, stopping)
             finally:
@@ -136,7 +143,9 @@ def _read_anew(file: Path) -> Config | None:
 # --- intake ---------------------------------------------------------------------------------------------------------
 
 
-def run_intake(config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls) -> None:
+def run_intake(
+    config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls, writable: Writable
+) -> None:
     queue, outbox = Queue("intake"), Outbox("intake", ae_titles=_ae_titles(config))
     seen = Seen(database, actor="intake")
 
@@ -151,6 +160,8 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
     told = SparseLog()
 
     def refused(peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
+        if status == OUT_OF_RESOURCES:
+            writable.failed(FILES)
         tell_refused(told, peer, sop_instance_uid, status, why)
         seen.refused(peer, sop_instance_uid, status, why)
 
@@ -165,8 +176,17 @@ def run_intake(config: Config, database: Database, stopping: threading.Event, *,
             database=database, commitments=Commitments("intake"), root=config.node.data_dir,
             calling_ae_title=config.node.ae_title, peers=_commitment_peers(config, tls),
         )  # fmt: skip
+
+        def store(incoming: IncomingInstance) -> int:
+            status = intake.store(incoming)
+            if status == SUCCESS:
+                writable.succeeded(FILES)
+            elif status == OUT_OF_RESOURCES:
+                writable.failed(FILES, size_bytes=incoming.size_bytes)
+            return status
+
         handlers = Handlers(
-            store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
+            store=store, has_room=intake.has_room, commit_requested=answers.requested,
             commit_reported=partial(record_report, database, outbox), association=seen.association,
             refused=refused, echo_only=seen.echo_only, aborted=seen.aborted, log=told,
         )  # fmt: skip
@@ -239,7 +259,7 @@ def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
 # --- analyse --------------------------------------------------------------------------------------------------------
 
 
-def run_analyse(config: Config, database: Database, stopping: threading.Event) -> None:
+def run_analyse(config: Config, database: Database, stopping: threading.Event, *, writable: Writable) -> None:
     from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
     from cxrnode.engine_choice import chosen_engine  # noqa: PLC0415
     from cxrnode.pool import Pool, default_workers, inference_threads  # noqa: PLC0415
@@ -287,10 +307,10 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event) -
                 stopping=stopping,
             )  # fmt: skip
 
-        _outlast_full_disk(analyser, stopping)
+        _outlast_full_disk(analyser, stopping, writable)
 
 
-def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Event) -> None:
+def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Event, writable: Writable) -> None:
     """Run an Analyser; while the disk is full, hand back what it had in hand and wait for room."""
     held: Analyser | None = None
     while True:
@@ -301,6 +321,7 @@ def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Eve
             held.run()
             return
         except StorageFullError as e:
+            writable.failed(FILES)
             log.error("analyse waits for room, and then goes on by itself: %s", e)  # noqa: TRY400 (its text says all)
         if stopping.wait(_FULL_DISK_S):
             return

@@ -112,6 +112,7 @@ _MESSAGES = {
     "run_failed": _activity(_STOP, _SERIOUS),
     "engine_failed": _Message(outcome=_SERIOUS),
     "engine_fallback": _Message(outcome=_MINOR),
+    "writes_resumed": _Message(outcome=_MINOR),
     "anchored": _Message(event=_LOG_USED, action="R"),
     "exported": _Message(event=_LOG_USED, action="R"),
     "association_accepted": _authentication(_SUCCESS),

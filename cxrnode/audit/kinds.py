@@ -28,6 +28,7 @@ PHRASES = {
     "engine_fallback": "the CPU works in the GPU's place: {reason}",
     "engine_shadowed": "engine {engine} compared with the CPU",
     "retried": "to be analysed again: image {sop}",
+    "writes_resumed": "{what} can be written again, after {seconds} s",
     "anchored": "ledger anchored at record {anchored_seq} in {file}",
     "exported": "ledger exported as {format}: records {first} to {last}",
     # what comes in

@@ -71,6 +71,7 @@ class Database:
     def __init__(self, where: Path | str, *, read_only: bool = False) -> None:
         self._read_only = read_only
         self._answers = Bounded("the database", threads=1)
+        self.on_write: Callable[[bool], None] = lambda _written: None  # whether a transaction could be written
         if isinstance(where, Path):
             self.name, self._mend = (
                 str(where),
@@ -103,7 +104,7 @@ class Database:
         What appends to the ledger begins alone: the ledger is one chain, and a transaction that came to it with rows
         in hand would deadlock with the one before it that wants these rows.
         """
-        with self._errors(), self._turn, self._engine.begin() as c:
+        with self._told(shared=shared or self._read_only), self._errors(), self._turn, self._engine.begin() as c:
             if not (shared or self._read_only):
                 ledger.lock(c)
             yield c
@@ -131,7 +132,20 @@ class Database:
                     raise StoreAwayError("it came too late, and nobody waits for it")
                 return found
 
-        return self._answers.do(transaction, until=until)
+        with self._told(shared=False):
+            return self._answers.do(transaction, until=until)
+
+    @contextmanager
+    def _told(self, *, shared: bool) -> Iterator[None]:
+        """`on_write` hears of each transaction that writes; what is not the database's failure it does not hear of."""
+        try:
+            yield
+        except (StoreAwayError, StorageFullError):
+            if not shared:
+                self.on_write(False)
+            raise
+        if not shared:
+            self.on_write(True)
 
     def close(self) -> None:
         self._engine.dispose()

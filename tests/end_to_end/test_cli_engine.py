@@ -23,6 +23,7 @@ from cxrnode.serve import open_database, run_analyse
 from cxrnode.store import ledger
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.supervisor import Supervisor
+from cxrnode.writable import Writable
 from engines.bundle import Bundle
 from engines.plan import PRECISIONS
 from engines.probe import driver_installed
@@ -150,7 +151,9 @@ def test_the_node_says_in_metrics_and_ledger_that_the_gpu_is_of_no_use(
     stopping = threading.Event()
     stopping.set()
     with open_database(config) as database:
-        run_analyse(config, database, stopping)
+        run_analyse(
+            config, database, stopping, writable=Writable(stage="analyse", database=database, data_dir=tmp_path)
+        )
         monitor = Monitor(config=config, database=database, supervisor=Supervisor(config=tmp_path, stages=[]))
         measures = {m.name: m.samples for m in monitor.metrics()}
         with database.begin() as c:

@@ -110,3 +110,19 @@ def test_full_while_it_reports(node: Node, tmp_path: Path) -> None:
     await_true(lambda: reported(node, 1, 2), lambda: node.log[-3000:])
     assert "Traceback" not in node.log
     assert "analyse ended" not in node.log
+
+
+def test_room_above_the_watermark_and_none_for_a_film(node: Node, tmp_path: Path) -> None:
+    """Free space says that all is well, and every film is refused: so does /readyz, until a film would fit."""
+    size = film(tmp_path, 1).stat().st_size
+    filler = fill(node)
+    with filler.open("r+b") as f:
+        f.truncate(filler.stat().st_size - (1 << 20) - size // 2)
+    assert node.send(film(tmp_path, 1)) == [OUT_OF_RESOURCES]
+    found = node.readiness()["reasons"]
+    assert "disk" not in found
+    assert found["writes"].startswith("intake could not write files for ")
+    filler.unlink()
+    await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
+    assert node.rows("SELECT count(*) FROM ledger WHERE kind = 'writes_resumed'") == [(1,)]
+    assert node.send(film(tmp_path, 1)) == [0]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.trouble.account import Account
+from tests.trouble.account import Account, seconds_to_ready
 from tests.trouble.scene import NotHereError, scene
 
 _LIBRARY = "faketime/libfaketimeMT.so.1"  # below /usr/lib/ARCHITECTURE
@@ -62,10 +62,11 @@ def _jumped(folder: Path, name: str, offsets: Sequence[str]) -> Account:
     with scene(folder, started=False) as play:
         os.environ.update(fake)
         try:
-            play.node.start()
+            play.node.start(ready=False)
         finally:
             for key in fake:
                 del os.environ[key]
+        seconds_to_ready(play.node)
         with play.load.going_on():
             for offset in offsets:
                 said.write_text(offset)

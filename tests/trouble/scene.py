@@ -45,7 +45,8 @@ def scene(
         )  # fmt: skip
         try:
             if started:
-                node.start()
+                node.start(ready=False)
+                seconds_to_ready(node)  # whatever else this machine does
             yield Scene(node=node, load=Load(node=node, folder=folder / "films"), pacs=pacs)
         finally:
             node.kill()

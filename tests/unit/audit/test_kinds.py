@@ -46,6 +46,7 @@ READS: list[tuple[str, dict[str, Any], str]] = [
     ("engine_fallback", {"reason": "lost"}, "the CPU works in the GPU's place: lost"),
     ("engine_shadowed", {"engine": "gpu"}, "engine gpu compared with the CPU"),
     ("retried", SOP, "to be analysed again: image 1.2.3"),
+    ("writes_resumed", {"what": "rows", "seconds": 12.5}, "rows can be written again, after 12.5 s"),
     ("anchored", {"anchored_seq": 12, "file": "/a/b"}, "ledger anchored at record 12 in /a/b"),
     ("exported", {"format": "jsonl", "first": 1, "last": 12}, "ledger exported as jsonl: records 1 to 12"),
     ("association_accepted", {**PEER, "called_aet": "ME"}, "association of PACS at 10.0.0.9 with ME accepted"),
