@@ -18,7 +18,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.writable import FILES, ROWS, Writable, failing, prove_file
 from tests.support.awaiting import await_true
-from tests.support.locks import locked
+from tests.support.sqlite import locked
 
 MB = 1 << 20
 
