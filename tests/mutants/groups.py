@@ -19,7 +19,7 @@ _NETWORK = (
 )  # fmt: skip
 _NETWORK_TESTS = (
     "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "commit_report",
-    "listener_words", "probe", "scp", "scp_bounds", "scu", "scu_bounds", "tls",
+    "listener_words", "probe", "requestor", "scp", "scp_bounds", "scu", "scu_bounds", "tls",
 )  # fmt: skip
 _DATA_SET = (
     "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",

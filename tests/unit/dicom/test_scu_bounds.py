@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import socket
-import ssl
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +11,19 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
 )
 from pynetdicom import AE, evt
 
-from cxrnode.dicom.negotiation import Request, accept, parse_request, supported
 from cxrnode.dicom.requestor import SendError
 from cxrnode.dicom.scu import Answer, StoreScu
-from cxrnode.dicom.tls import client_context, server_context
-from cxrnode.report.encode import encode
 from cxrnode.types import Destination
+from tests.support.answering import BOTH, PUSH, SC, SR, VERIFICATION, film, pacs
 from tests.support.awaiting import await_true
-from tests.support.certificates import Authority
 from tests.support.faulty_pacs import AET, faulty_pacs
 from tests.support.orthanc import free_port
-from tests.support.raw import silent_port
-from tests.support.receiving import HOST, NODE, running_node
-
-SR, SC = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.7"
-VERIFICATION, PUSH = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
-BOTH = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-
-
-def film(folder: Path, *, filler: int = 0, sop_class: str = SC) -> Path:
-    ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = UID(sop_class), UID("1.2.3.4")
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.PatientID = UID("1.2"), UID("1.2.3"), "P1"
-    if filler:
-        ds.EncapsulatedDocument = bytes(filler)
-    path = folder / "film.dcm"
-    path.write_bytes(encode(ds))
-    return path
-
-
-@contextmanager
-def pacs(
-    *, takes: Sequence[str] = (VERIFICATION, PUSH, SR, SC), syntaxes: Sequence[str] = BOTH, max_pdu: int = 16382,
-    store: Callable[[Any], Any] = lambda _: 0, echo: Callable[[Any], Any] = lambda _: 0,
-    action: Callable[[Any], Any] = lambda _: 0, commitment: bool = False,
-) -> Iterator[tuple[Destination, list[Any]]]:  # fmt: skip
-    """Where it is, and what happened there."""
-    seen: list[Any] = []
-    ae = AE(ae_title="PACS")
-    ae.maximum_pdu_size = max_pdu
-    for sop_class in takes:
-        ae.add_supported_context(sop_class, [UID(syntax) for syntax in syntaxes])
-
-    def told(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def handler(event: Any) -> Any:
-            seen.append(event)
-            return answer(event)
-
-        return handler
-
-    server = ae.start_server(
-        (HOST, port := free_port()), block=False,
-        evt_handlers=[
-            (evt.EVT_C_ECHO, told(echo)), (evt.EVT_C_STORE, told(store)), (evt.EVT_ACCEPTED, seen.append),
-            (evt.EVT_N_ACTION, told(lambda event: (action(event), None))), (evt.EVT_RELEASED, seen.append),
-        ],
-    )  # fmt: skip
-    assert server is not None
-    try:
-        yield Destination(ae_title="PACS", host=HOST, port=port, storage_commitment=commitment), seen
-    finally:
-        server.shutdown()
+from tests.support.receiving import HOST
 
 
 def scu(there: Destination, **how: Any) -> StoreScu:
@@ -160,35 +99,6 @@ def test_it_is_open_until_it_is_closed_or_the_peer_ends_it(tmp_path: Path) -> No
             with pytest.raises(SendError, match="the association is gone"):
                 ask()
         sender.close()
-
-
-def test_it_asks_for_even_fragments_that_just_fit(tmp_path: Path) -> None:
-    for announced, most in ((8, 8), (17, 16), (0, 1 << 20)):
-        parts: list[int] = []
-
-        def sizes(event: Any, parts: list[int] = parts) -> None:
-            items = getattr(event.pdu, "presentation_data_value_items", [])
-            parts.extend(len(item.presentation_data_value) - 1 for item in items)
-
-        with pacs(max_pdu=announced) as (there, seen), scu(there) as sender:
-            await_true(lambda seen=seen: seen)  # type: ignore[misc]
-            seen[0].assoc.bind(evt.EVT_PDU_RECV, sizes)
-            assert sender.send(film(tmp_path)).status == 0
-        assert all(size % 2 == 0 and size + 6 <= most for size in parts)
-        assert max(parts) == most - 6 or most > 100
-
-
-def test_connections_that_fail_leave_no_descriptor_open() -> None:
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(3):
-            with pytest.raises(SendError):
-                scu(Destination(ae_title="PACS", host=HOST, port=free_port())).open()
-        assert len(os.listdir("/proc/self/fd")) == before
-    finally:
-        gc.enable()
 
 
 # -- requests
@@ -346,129 +256,3 @@ def test_an_older_report_does_not_pass_for_that_of_a_later_request() -> None:
             there.commitment = "never"
             sender.request_commitment("2.25.8", [(SC, "1.2.3")])
             assert not sender.await_report(0.2)
-
-
-# -- why there is no association
-
-
-def refused(there: Destination, **how: Any) -> str:
-    with pytest.raises(SendError) as caught:
-        scu(there, **how).open()
-    return str(caught.value)
-
-
-def test_a_peer_that_is_not_there_is_named() -> None:
-    port = free_port()
-    assert refused(Destination(ae_title="PACS", host=HOST, port=port)) == f"no connection: refused by {HOST}:{port}"
-    assert refused(Destination(ae_title="PACS", host="::1", port=port)) == f"no connection: refused by [::1]:{port}"
-    nowhere = refused(Destination(ae_title="PACS", host="no-such-host.invalid", port=104))
-    assert nowhere.startswith("no connection: no-such-host.invalid: ")
-    assert "None" not in nowhere
-    broadcast = refused(Destination(ae_title="PACS", host="255.255.255.255", port=104))
-    assert broadcast.startswith("no connection: 255.255.255.255:104: ")
-    assert broadcast.rpartition(": ")[2] in {"Network is unreachable", "Permission denied"}
-
-
-def test_a_peer_that_takes_nothing_or_hangs_up_is_said() -> None:
-    with pacs(takes=("1.2.840.10008.5.1.4.1.1.2",)) as (there, _):
-        assert refused(there) == (
-            "none of the node's SOP classes is accepted: enable Comprehensive 3D SR and Secondary Capture for it"
-        )
-    with faulty_pacs(associations=["reject"]) as rejecting:
-        assert refused(rejecting.destination).startswith("association rejected: ")
-    with hanging_up() as port:
-        said = f"no answer: {HOST}:{port} ended the connection; it may not know our AE title, or want TLS"
-        assert refused(Destination(ae_title="PACS", host=HOST, port=port)) == said
-
-
-@contextmanager
-def hanging_up() -> Iterator[int]:
-    """Reads the request, and ends the connection."""
-    with socket.create_server((HOST, 0)) as server:
-
-        def serve() -> None:
-            peer, _ = server.accept()
-            with peer:
-                peer.recv(1 << 16)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        thread.join()
-
-
-def test_tls_that_does_not_come_to_terms_is_said(tmp_path: Path) -> None:
-    ours, theirs = Authority(tmp_path), Authority(tmp_path, "theirs")
-    client = client_context(ca=ours.ca)
-    foreign, own = theirs.issue("peer"), ours.issue("peer")
-
-    def tls(port: int, context: ssl.SSLContext = client) -> Destination:
-        return Destination(ae_title=NODE, host=HOST, port=port, tls=lambda: context)
-
-    with running_node(tmp_path / "plain") as plain:
-        where = f"{HOST}:{plain.port}"
-        assert refused(tls(plain.port)) in {
-            f"no connection: {where} does not speak TLS",
-            f"no connection: the TLS handshake with {where} failed: unexpected eof while reading",
-        }
-    server = server_context(certificate=foreign.certificate, key=foreign.key, ca=theirs.ca)
-    with running_node(tmp_path / "foreign", ssl_context=server) as node:
-        said = f"no connection: the certificate of {HOST}:{node.port} is not good: self-signed certificate in"
-        assert refused(tls(node.port)).startswith(said)
-    server = server_context(certificate=own.certificate, key=own.key, ca=ours.ca)
-    server.maximum_version = ssl.TLSVersion.TLSv1_2
-    with running_node(tmp_path / "older", ssl_context=server) as node:
-        newest = client_context(ca=ours.ca)
-        newest.minimum_version = ssl.TLSVersion.TLSv1_3
-        said = f"no connection: the TLS handshake with {HOST}:{node.port} failed: tlsv1 alert protocol version"
-        assert refused(tls(node.port, newest)) == said
-    server.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
-    with running_node(tmp_path / "certificate", ssl_context=server) as node:  # wants one of ours, and hangs up
-        assert "TLS" in refused(tls(node.port))
-
-
-# -- how long it waits
-
-
-@pytest.mark.parametrize("stage", ["connection", "association", "answer"])
-def test_a_peer_that_says_nothing_holds_it_up_no_longer_than_it_is_told(stage: str) -> None:
-    """Long before pynetdicom's own half minute is over, or the system's two."""
-    over = threading.Event()
-    began = time.monotonic()
-    with ExitStack() as stack:
-        if stage == "answer":
-            there, _ = stack.enter_context(pacs(echo=lambda _: over.wait(60) and 0))
-            sender = stack.enter_context(scu(there, timeout_s=0.2))
-            with pytest.raises(SendError, match="no answer to C-ECHO"):
-                sender.echo()
-        else:
-            port = stack.enter_context(silent_port(connects=stage == "association"))
-            said = refused(Destination(ae_title="PACS", host=HOST, port=port), timeout_s=0.2)
-            assert stage == "association" or said == f"no connection: {HOST}:{port} does not answer"
-        over.set()
-    assert time.monotonic() - began < 20
-
-
-def test_a_peer_that_stops_reading_holds_it_up_no_longer_than_it_is_told(tmp_path: Path) -> None:
-    """Nor does it keep the sender from giving up: pynetdicom's own socket waits for ever."""
-    path, over = film(tmp_path, filler=30_000_000), threading.Event()
-    with socket.create_server((HOST, 0)) as server:
-
-        def accept_and_stall() -> None:
-            peer, _ = server.accept()
-            with peer:
-                raw = peer.recv(1 << 18)
-                request = parse_request(raw[6:])
-                assert isinstance(request, Request)
-                peer.sendall(accept(request, supported(storage=True, commitment=False))[1])
-                over.wait(60)
-
-        thread = threading.Thread(target=accept_and_stall)
-        thread.start()
-        there = Destination(ae_title="PACS", host=HOST, port=server.getsockname()[1])
-        began = time.monotonic()
-        with scu(there, timeout_s=0.5) as sender, pytest.raises(SendError, match="no answer to C-STORE"):
-            sender.send(path)
-        assert time.monotonic() - began < 20
-        over.set()
-        thread.join()
