@@ -120,6 +120,8 @@ class Intake:
             if not self._is_above_watermark():
                 return OUT_OF_RESOURCES, "less free space than the watermark"
             _sync(incoming.path)
+            if time.monotonic() > until:
+                raise StoreAwayError("the disk does not answer in time")
             instance = _received(incoming, ds, stat=self._is_stat(ds, incoming.peer))
             receipt = self._commits.add(instance, self._place(incoming.path, instance.path), until=until)
         except Rejected as rejected:

@@ -130,6 +130,7 @@ def locked_table(server: Postgres, url: str) -> Iterator[None]:
 
 def goes_on(node: Node, films: list[Path], where: Path | str) -> None:
     """By itself; every study that was refused is taken, once."""
+    await_true(lambda: store(node, films[0])[1] == 0, lambda: node.log[-3000:])  # as soon as what hung is back
     assert told(everybody(node, films)) == WELL
     await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
     assert set(node.stages()) == {"intake", "analyse", "deliver"}

@@ -68,6 +68,18 @@ def test_what_fails_is_written_later(database: Database) -> None:
     assert len(told(database)) == 1
 
 
+def test_a_flood_while_the_database_is_away_is_counted_and_bounded(database: Database) -> None:
+    seen = Seen(database, actor="intake")
+    for minute in range(20):
+        for n in range(400):
+            seen.refused(PACS, f"1.2.{minute}.{n}", 0xA700, "away")
+        with pytest.raises(StoreError):
+            fail(seen)
+    assert len(seen._waiting) <= 1002
+    seen.flush()
+    assert counted(told(database)) == 20 * 400 + 20
+
+
 def test_a_flood_of_accepted_ones_is_counted_and_bounded(database: Database) -> None:
     seen = Seen(database, actor="intake")
     for n in range(3000):
