@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +21,26 @@ from cxrnode.location import Location, open_regular, too_large
 from cxrnode.members import MAX_MEMBERS, compressed_items, tar_items, zip_items
 from cxrnode.types import Rejection
 
+_TOGETHER = 1024  # files of a folder that `known` is asked about at once
+
 
 def iter_items(
-    archive: Path, *, spool: Path, skip: Path, on_empty: Callable[[Path], None] = lambda _: None
+    archive: Path,
+    *,
+    spool: Path,
+    skip: Path,
+    on_empty: Callable[[Path], None] = lambda _: None,
+    known: Callable[[Sequence[str]], set[str]] = lambda _: set(),
 ) -> Iterator[Item]:
     """Every file in `archive`, in a stable order. `skip` is the run's own output folder, left out of a walk.
+
+    known: which of these paths were found to be images before; those of a folder are not opened to see what they are.
 
     What goes wrong with one file or one archive in it, expected or not, is an item with a rejection, and the walk goes
     on. on_empty: told of what holds no file at all, `archive` or an archive in it. Raises StorageFullError where the
     spool is full.
     """
-    walk = _Walk(spool=spool, skip=skip, on_empty=on_empty)
+    walk = _Walk(spool=spool, skip=skip, on_empty=on_empty, known=known)
     yield from _guarded(archive, walk.items(archive))
 
 
@@ -73,6 +82,7 @@ class _Walk:
     spool: Path
     skip: Path
     on_empty: Callable[[Path], None]
+    known: Callable[[Sequence[str]], set[str]]
 
     def items(self, archive: Path) -> Iterator[Item]:
         real = archive.resolve()
@@ -105,8 +115,14 @@ class _Walk:
     def _folder(self, path: Path, real: Path, root: Path, folders: list[tuple[Path, Path]]) -> Iterator[Item]:
         with os.scandir(real) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            yield from _guarded(path / entry.name, self._entry(entry, path / entry.name, root, folders))
+        for start in range(0, len(found), _TOGETHER):
+            some = [(entry, path / entry.name) for entry in found[start : start + _TOGETHER]]
+            known = self.known([path_text(shown) for _, shown in some])
+            for entry, shown in some:
+                if path_text(shown) in known and not entry.is_dir(follow_symlinks=False):
+                    yield Item(path=path_text(shown), at=Location(container=entry.path))
+                else:
+                    yield from _guarded(shown, self._entry(entry, shown, root, folders))
 
     def _entry(
         self, entry: os.DirEntry[str], path: Path, root: Path, folders: list[tuple[Path, Path]]

@@ -1,14 +1,16 @@
 """Intake for run-batch: every item of the archives, with the study that it belongs to, into the queue.
 
 The whole archive is scanned (headers only) before the first study is reported: a study's files may lie anywhere in
-it, and a study has one report.
+it, and a study has one report. It is committed as it goes, and gone on with where it was: what has its row is walked
+past, and not read again.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from cxrnode.archive import iter_items
@@ -22,6 +24,8 @@ from cxrnode.workers import scan
 
 _CHUNK = 64  # items a task and a commit
 _AHEAD = 8  # chunks in the workers' hands
+_GROUP = 1024  # items that are looked up at once,
+_GROUP_S = 0.25  # or what was walked in this time: a slow archive is committed as it goes, too
 
 
 def take_in(
@@ -46,14 +50,22 @@ def take_in(
     with database.read() as c:
         before = queue.count_all(c)
     total = 0
-    items = chain.from_iterable(iter_items(a, spool=spool, skip=out, on_empty=on_empty) for a in archives)
+
+    def known(paths: Sequence[str]) -> set[str]:
+        with database.read() as c:
+            return queue.known_images(c, paths)
+
+    items = chain.from_iterable(iter_items(a, spool=spool, skip=out, on_empty=on_empty, known=known) for a in archives)
     pending: deque[tuple[list[Item], Task[list[NewItem]]]] = deque()
-    while chunk := list(islice(items, _CHUNK)):
-        fresh = _unknown(chunk, {i.path for waiting, _ in pending for i in waiting}, database, queue)
+    for group in _groups(items):
+        fresh = _unknown(group, {i.path for waiting, _ in pending for i in waiting}, database, queue)
         total += len(fresh)
-        if fresh:
-            pending.append((fresh, pool.submit(scan, fresh)))
-        if len(pending) >= _AHEAD:
+        for start in range(0, len(fresh), _CHUNK):
+            chunk = fresh[start : start + _CHUNK]
+            pending.append((chunk, pool.submit(scan, chunk)))
+            while len(pending) >= _AHEAD:
+                _store(*pending.popleft(), database, queue, pool, now, on_scanned)
+        while pending and pending[0][1].future.done():
             _store(*pending.popleft(), database, queue, pool, now, on_scanned)
     on_total(total)
     while pending:
@@ -61,11 +73,23 @@ def take_in(
     return before + total
 
 
-def _unknown(chunk: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    until = time.monotonic() + _GROUP_S
+    for item in items:
+        group.append(item)
+        if len(group) == _GROUP or time.monotonic() >= until:
+            yield group
+            group, until = [], time.monotonic() + _GROUP_S
+    if group:
+        yield group
+
+
+def _unknown(group: list[Item], waiting: set[str], database: Database, queue: Queue) -> list[Item]:
     """What is neither in the store nor on its way there: a file may be named twice on the command line."""
     with database.read() as c:
-        known = queue.known_paths(c, [i.path for i in chunk]) | waiting
-    return list({i.path: i for i in chunk if i.path not in known}.values())
+        known = queue.known_paths(c, [i.path for i in group]) | waiting
+    return list({i.path: i for i in group if i.path not in known}.values())
 
 
 def _store(

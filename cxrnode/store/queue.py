@@ -187,6 +187,14 @@ class Queue:
             known.update(c.execute(select(instance.c.path).where(instance.c.path.in_(some))).scalars())
         return known
 
+    def known_images(self, c: Connection, paths: Sequence[str]) -> set[str]:
+        """Those of which a header was read: each is one file, and nothing that holds others."""
+        known: set[str] = set()
+        for some in chunks(paths):
+            images = instance.c.path.in_(some) & instance.c.header.is_not(None)
+            known.update(c.execute(select(instance.c.path).where(images)).scalars())
+        return known
+
     def add(self, c: Connection, items: Iterable[NewItem], *, now: float) -> None:
         """Take items in, in archive order. One with a rejection is at its end state at once: no study to report to."""
         for item in items:

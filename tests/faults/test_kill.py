@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
+import tarfile
 import time
+import zipfile
+from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 
 import psutil
@@ -21,6 +26,17 @@ IDENTITY = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SOPClass
 def end_state(out: Path) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
     objects_ = {path: [str(ds[k].value) for k in IDENTITY] for path, ds in objects(out).items()}
     return rows(out), objects_
+
+
+def ended_alike(killed: Path, whole: Path) -> None:
+    (table, made), (whole_table, whole_made) = end_state(killed), end_state(whole)
+    assert made == whole_made
+    for row, undisturbed in zip(table, whole_table, strict=True):
+        p = [k for k in row if k.startswith("p_")]  # who shares an image's batch moves the last decimal
+        assert [float(row.pop(k) or 0) for k in p] == pytest.approx(
+            [float(undisturbed.pop(k) or 0) for k in p], abs=5e-6
+        )
+        assert row == undisturbed
 
 
 @pytest.mark.slow
@@ -45,12 +61,7 @@ def test_kill_9_at_many_moments_then_resume(tmp_path: Path) -> None:
             assert not alive, "workers outlive a killed run"
     assert killed >= 4
     assert run(folder, out=tmp_path / "killed", options=options).returncode == 0
-    (table, made), (whole_table, whole_made) = end_state(tmp_path / "killed"), end_state(tmp_path / "whole")
-    assert made == whole_made
-    for row, whole in zip(table, whole_table, strict=True):
-        p = [k for k in row if k.startswith("p_")]  # who shares an image's batch moves the last decimal
-        assert [float(row.pop(k)) for k in p] == pytest.approx([float(whole.pop(k)) for k in p], abs=5e-6)
-        assert row == whole
+    ended_alike(tmp_path / "killed", tmp_path / "whole")
     assert not list((tmp_path / "killed").rglob("*.part"))
     database = Database(tmp_path / "killed" / "ledger.sqlite")
     with database.begin() as c:
@@ -85,3 +96,41 @@ def test_interrupted_politely_it_says_so_and_resumes(
     assert "Traceback" not in said
     assert run(folder, out=tmp_path / "out", options=options).returncode == 0
     assert len(rows(tmp_path / "out")) == 60
+
+
+@pytest.mark.slow
+def test_killed_as_soon_as_it_scans_it_gets_on_each_time(tmp_path: Path) -> None:
+    """Each time with the first commit that it makes, in a folder, in a tar and in a zip."""
+    folder, options = studies(tmp_path / "in", 6, 2, size=(128, 128)), ("--quiet",)
+    with tarfile.open(folder / "many.tar", "w") as tar, zipfile.ZipFile(folder / "more.zip", "w") as more:
+        for n in range(300):
+            member = tarfile.TarInfo(f"{n}")
+            member.size = 9
+            tar.addfile(member, BytesIO(b"no image\n"))
+            more.writestr(f"{n}", "no image")
+        film = folder / "s000" / "i0"
+        tar.add(film, "copy")
+        more.write(film, "copy")
+    assert run(folder, out=tmp_path / "whole", options=options).returncode == 0
+    counted = [0]
+    while counted[-1] < 614:
+        process = subprocess.Popen(command(folder, out=tmp_path / "killed", options=options))
+        while (now := scanned(tmp_path / "killed")) == counted[-1] and process.poll() is None:
+            time.sleep(0.005)
+        assert now > counted[-1], f"after {counted} it gets no further"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        psutil.wait_procs(workers, timeout=10)
+        counted.append(scanned(tmp_path / "killed"))
+    assert len(counted) > 4
+    assert run(folder, out=tmp_path / "killed", options=options).returncode == 0
+    ended_alike(tmp_path / "killed", tmp_path / "whole")
+
+
+def scanned(out: Path) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{out}/ledger.sqlite?mode=ro", uri=True)) as c:
+            return int(c.execute("SELECT count(*) FROM instance").fetchone()[0])
+    except sqlite3.Error:  # not there yet
+        return 0
