@@ -125,8 +125,13 @@ class Analyser:
     def hand_back(self) -> None:
         """After `run` raised: what was in hand is anybody's again, and counts no attempt."""
         with self.database.begin() as c:
-            self.queue.release(c, self.owner)
+            self.queue.release(c, self.owner, also=self.job_ids)
             self.studies.release(c, self.owner)
+
+    @property
+    def job_ids(self) -> set[int]:
+        """The jobs in hand."""
+        return self._jobs.keys
 
     @property
     def _busy(self) -> bool:
@@ -178,7 +183,9 @@ class Analyser:
             )  # fmt: skip
             self.queue.hand_back(c, self.owner, forgotten)
             self.studies.hand_back(c, self.owner, forgotten_studies)
-        self._drop_lost(self._jobs.keys - jobs, self._reports.keys - studies)
+        lost = self._jobs.keys - jobs
+        self.queue.acquit(c, lost)
+        self._drop_lost(lost, self._reports.keys - studies)
         return not (forgotten or forgotten_studies)
 
     def _drop_lost(self, jobs: set[int], studies: set[str]) -> None:

@@ -20,11 +20,12 @@ from cxrnode.audit.record import os_user, record_model
 from cxrnode.deliver import deliver_all
 from cxrnode.earlier_run import RUN, check_folder, check_same, run_of
 from cxrnode.engine_choice import chosen_engine
-from cxrnode.errors import StoreError
+from cxrnode.errors import StoreAwayError, StoreError
 from cxrnode.inference import Inference
 from cxrnode.intake_archive import take_in
 from cxrnode.item import path_text
 from cxrnode.logs import begin_command
+from cxrnode.outlast import Outlast
 from cxrnode.pool import Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
@@ -48,6 +49,7 @@ _OURS = (
     *(LEDGER_NAME + s for s in ("", "-wal", "-shm")),
 )
 _ACTOR = "run-batch"
+_AWAY_S = 60.0  # for who has the database locked: a copy of it, a look into it
 _LIBRARIES = (
     "highdicom",
     "imagecodecs",
@@ -183,12 +185,16 @@ class BatchRun:
         options = AnalyseOptions(
             batch_size=self.options.batch_size, window=self.options.batch_size + 4 * self.options.workers
         )
-        Analyser(
-            database=self.database, queue=self.queue, studies=studies, outbox=Outbox(_ACTOR), pool=pool,
-            inference=active, context=context, output=Output(root=self.options.out), options=options,
-            on_done=self.progress.advance,
-            on_reported=lambda studies: self.results.append_studies(self.database, studies),
-        ).run()  # fmt: skip
+
+        def analyser() -> Analyser:
+            return Analyser(
+                database=self.database, queue=self.queue, studies=studies, outbox=Outbox(_ACTOR), pool=pool,
+                inference=active, context=context, output=Output(root=self.options.out), options=options,
+                on_done=self.progress.advance,
+                on_reported=lambda studies: self.results.append_studies(self.database, studies),
+            )  # fmt: skip
+
+        Outlast(make=analyser, outlasts=(StoreAwayError,), most_s=_AWAY_S).run()
 
     def _send(self, destination: Destination) -> None:
         self.progress.phase(f"sending to {destination}", None)

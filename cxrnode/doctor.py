@@ -32,7 +32,8 @@ from cxrnode.doctor_destination import Check, DestinationDoctor, failed, fine, w
 from cxrnode.errors import ConfigError, CxrnodeError
 from cxrnode.live_tls import LiveTls
 from cxrnode.monitor import reachable
-from cxrnode.serve import destinations, open_database, syslog_server
+from cxrnode.opening import open_database
+from cxrnode.serve import destinations, syslog_server
 from cxrnode.store.database import Database
 from cxrnode.store.schema import alembic_version, instance, ledger
 from cxrnode.store.spool import storage_errors, write_atomic

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxrnode import metrics
-from cxrnode.errors import unexpected
+from cxrnode.errors import StorageFullError, StoreError, unexpected
 from cxrnode.types import FloatArray, Prediction
 from engines.base import Engine, EngineError
 from engines.check import UnusableEngineError
@@ -79,11 +79,12 @@ def inference(engine: Engine) -> Iterator[Inference]:
 def infer_bisecting(engine: Engine, images: Sequence[FloatArray]) -> list[Said]:
     """One answer an image, in order: a batch that fails is halved until the image at fault stands alone.
 
-    Raises UnusableEngineError where no image is at fault but the engine: its jobs are retried when it is up again.
+    Raises what no image is to blame for: UnusableEngineError, StoreError or StorageFullError of what the engine tells,
+    MemoryError. Its jobs are retried.
     """
     try:
         output = engine.infer(to_batch(images))
-    except UnusableEngineError:
+    except (UnusableEngineError, StoreError, StorageFullError, MemoryError):  # no image is to blame
         raise
     except Exception as e:  # noqa: BLE001 (what nobody expects is one image's fault too, until it is every one's)
         if len(images) == 1:

@@ -30,7 +30,7 @@ from cxrnode.deliver import Deliverer
 from cxrnode.dicom.needed import tags
 from cxrnode.dicom.scp import Handlers, IncomingInstance, Listener, ListenerOptions, start_listener
 from cxrnode.dicom.status import OUT_OF_RESOURCES, SUCCESS
-from cxrnode.errors import ConfigError, StorageFullError
+from cxrnode.errors import ConfigError
 from cxrnode.health import HealthServer
 from cxrnode.intake import Intake
 from cxrnode.intake_ledger import Seen, tell_refused
@@ -38,11 +38,12 @@ from cxrnode.live_tls import LiveTls
 from cxrnode.logs import configure, set_level
 from cxrnode.loops import Loop, running
 from cxrnode.monitor import Monitor
+from cxrnode.opening import await_database, open_database
 from cxrnode.repeats import SparseLog
 from cxrnode.retention import Retention
-from cxrnode.store import ledger
+from cxrnode.store import ledger, unclaimed
 from cxrnode.store.commitments import Commitments
-from cxrnode.store.database import LEDGER_NAME, Database
+from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
 from cxrnode.store.spool import keep_private, locked, sweep_partial
@@ -62,25 +63,7 @@ _TLS = {
 }  # a stage's tables
 _RELOAD_POLL_S = 0.5
 _ORPHANS_S = 30.0  # for the stages of a node that was killed to end
-_FULL_DISK_S = 2.0  # between attempts of the analyse stage to write
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def open_database(config: Path | Config, *, read_only: bool = False) -> Iterator[Database]:
-    """The store that the configuration names. Raises ConfigError, StoreError."""
-    loaded = load_config(config) if isinstance(config, Path) else config
-    where: Path | str = loaded.node.database.get_secret_value()
-    if where == "sqlite":
-        if not read_only:
-            make_data_dir(loaded.node.data_dir)
-            keep_private(loaded.node.data_dir)
-        where = loaded.node.data_dir / LEDGER_NAME
-    database = Database(where, read_only=read_only)
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Path) -> None:
@@ -91,7 +74,9 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
     metrics.begin(stage)
     tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
     keep_private(config.node.data_dir)
-    with open_database(config) as database:
+    with await_database(config, stopping) as database:
+        if database is None:
+            return
         with database.begin() as c:
             ledger.append(
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
@@ -262,6 +247,7 @@ def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
 def run_analyse(config: Config, database: Database, stopping: threading.Event, *, writable: Writable) -> None:
     from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
     from cxrnode.engine_choice import chosen_engine  # noqa: PLC0415
+    from cxrnode.outlast import Outlast  # noqa: PLC0415
     from cxrnode.pool import Pool, default_workers, inference_threads  # noqa: PLC0415
     from cxrnode.report.context import ReportContext  # noqa: PLC0415
     from cxrnode.workers import Output  # noqa: PLC0415
@@ -269,7 +255,7 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
 
     analyse, workers = config.analyse, default_workers()
     begin = partial(configure, form=config.log.format, level=config.log.level, stage="analyse")  # in each worker
-    bundle, queue = load_bundle(analyse.bundle), Queue("analyse")
+    bundle, queue, studies = load_bundle(analyse.bundle), Queue("analyse"), Studies("analyse")
     outbox = Outbox("analyse", ae_titles=_ae_titles(config))
     with database.begin() as c:
         record_model(c, bundle, actor="analyse")
@@ -296,35 +282,25 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
             destinations=tuple(d.name for d in config.destination), until_dry=False,
         )  # fmt: skip
 
+        def done(n: int) -> None:
+            outlast.worked()
+            log.info("%s analysed", counted(n, "image"))
+
+        def reported(uids: Sequence[str]) -> None:
+            outlast.worked()
+            log.info("%s reported", counted(len(uids), "study"), extra={"studies": list(uids)})
+
         def analyser() -> Analyser:
             return Analyser(
-                database=database, queue=queue, studies=Studies("analyse"), outbox=outbox, pool=pool,
-                inference=active, context=context, output=Output(root=config.node.data_dir), options=options,
-                on_done=lambda n: log.info("%s analysed", counted(n, "image")),
-                on_reported=lambda uids: log.info(
-                    "%s reported", counted(len(uids), "study"), extra={"studies": list(uids)}
-                ),
-                stopping=stopping,
+                database=database, queue=queue, studies=studies, outbox=outbox, pool=pool, inference=active,
+                context=context, output=Output(root=config.node.data_dir), options=options, on_done=done,
+                on_reported=reported, stopping=stopping,
             )  # fmt: skip
 
-        _outlast_full_disk(analyser, stopping, writable)
-
-
-def _outlast_full_disk(analyser: Callable[[], Analyser], stopping: threading.Event, writable: Writable) -> None:
-    """Run an Analyser; while the disk is full, hand back what it had in hand and wait for room."""
-    held: Analyser | None = None
-    while True:
-        try:
-            if held:
-                held.hand_back()
-            held = analyser()
-            held.run()
-            return
-        except StorageFullError as e:
-            writable.failed(FILES)
-            log.error("analyse waits for room, and then goes on by itself: %s", e)  # noqa: TRY400 (its text says all)
-        if stopping.wait(_FULL_DISK_S):
-            return
+        unclaimed.take_back(config.node.data_dir, database, queue, studies)
+        full = partial(writable.failed, FILES)
+        outlast = Outlast(make=analyser, stopping=stopping, notes=config.node.data_dir, on_full=full)
+        outlast.run()
 
 
 # --- deliver --------------------------------------------------------------------------------------------------------
@@ -404,8 +380,9 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                "node.data_dir, database and ports"),
         locked(data_dir / ".stages.lock", f"stages of a node that was killed still work on {data_dir}: end them "
                "(cxrnode serve ... --only)", wait_s=_ORPHANS_S) as shared,
-        open_database(config) as database,
+        await_database(config, threading.Event()) as database,
     ):  # fmt: skip
+        assert database  # noqa: S101 (nobody stops that wait but by a signal, which ends the process)
         with database.begin() as c:
             for setting in (ENGINE, GPU_STARTS):  # what was verified before this start counts no more, nor what crashed
                 Queue("node").set_setting(c, setting, None)

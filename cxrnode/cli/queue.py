@@ -61,7 +61,7 @@ def list_jobs(
     """
     from cxrnode.config import load_config  # noqa: PLC0415
     from cxrnode.errors import CxrnodeError  # noqa: PLC0415
-    from cxrnode.serve import open_database  # noqa: PLC0415
+    from cxrnode.opening import open_database  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
     loaded = load_config(config)
@@ -85,7 +85,7 @@ def list_jobs(
 @app.command()
 def show(config: ConfigPath, job_id: Annotated[int, typer.Argument(metavar="ID")]) -> None:
     """Show one image: what came of it, when it is tried next, and where its results are."""
-    from cxrnode.serve import open_database  # noqa: PLC0415
+    from cxrnode.opening import open_database  # noqa: PLC0415
     from cxrnode.store import overview  # noqa: PLC0415
 
     with open_database(config, read_only=True) as database, database.read() as c:
@@ -115,7 +115,7 @@ def bury(config: ConfigPath, job_ids: Ids) -> None:
 def _act(config: Path, job_ids: list[int], what: str) -> None:
     from cxrnode.audit.record import operator  # noqa: PLC0415
     from cxrnode.config import load_config  # noqa: PLC0415
-    from cxrnode.serve import open_database  # noqa: PLC0415
+    from cxrnode.opening import open_database  # noqa: PLC0415
     from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 

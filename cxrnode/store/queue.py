@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, case, func, insert, select, update
 
 from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
@@ -38,7 +38,7 @@ ENGINE = "engine"  # setting: what the analyse stage verified last
 FALLBACK = "engine_fallback"  # setting: why the CPU works in the GPU's place; None where it does not
 # setting: how many starts of this host with its GPU were not ended by themselves, in a row; the key has 64 letters
 GPU_STARTS = f"gpu_starts {socket.gethostname()}"[:64]
-_SUSPECT = 3  # claims that ended without a finding (a killed process, a lost lease), after which it is analysed alone
+_SUSPECT = 3  # deaths of a process that had it in hand, after which it is analysed alone
 MAX_ATTEMPTS = _SUSPECT + 5  # only deaths with it alone in hand speak against an image, and one may be anybody's kill
 _ROUTINE_SHARE = 4  # one in so many of a claim is routine, however many STAT images wait
 
@@ -116,7 +116,7 @@ class Job:
     header: bytes
     received_at: float | None
     priority: int
-    attempts: int  # this one included
+    attempts: int  # this one, and those before of which nobody came back: a process that was killed, a power cut
 
     @property
     def alone(self) -> bool:
@@ -290,7 +290,9 @@ class Queue:
         if not ids:
             return []
         claimed = {"state": CLAIMED, "lease_owner": lease.owner, "lease_until": lease.until}
-        c.execute(update(job).where(job.c.id.in_(ids)).values(attempts=job.c.attempts + 1, **claimed))
+        lives = job.c.lease_owner == lease.owner  # whose own lease ended has not died of this one
+        attempts = job.c.attempts + case((lives, 0), else_=1)
+        c.execute(update(job).where(job.c.id.in_(ids)).values(attempts=attempts, **claimed))
         columns = (instance.c[k] for k in ("id", "path", "location", "sop_instance_uid", "header", "received_at"))
         query = (
             select(*columns, job.c.study_instance_uid, job.c.priority, job.c.attempts)
@@ -338,11 +340,24 @@ class Queue:
                 sop_instance_uid=row.sop_instance_uid, path=row.path,
             )  # fmt: skip
 
-    def release(self, c: Connection, owner: str) -> None:
-        """Hand back what the owner claimed and could not finish through no fault of the images."""
+    def release(self, c: Connection, owner: str, *, also: Iterable[int] = ()) -> None:
+        """Hand back what the owner claimed and could not finish through no fault of the images.
+
+        also: what it had in hand: of these some may be others' by now, and the attempt is given back all the same.
+        """
         mine = (job.c.state == CLAIMED) & (job.c.lease_owner == owner)
-        free = {"state": RECEIVED, "lease_owner": None, "lease_until": None, "attempts": job.c.attempts - 1}
-        c.execute(update(job).where(mine).values(**free))
+        free = {"state": RECEIVED, "lease_owner": None, "lease_until": None}
+        held = set(c.execute(update(job).where(mine).values(**free).returning(job.c.id)).scalars())
+        self.acquit(c, held | set(also))
+
+    def acquit(self, c: Connection, job_ids: Iterable[int]) -> None:
+        """Give back the attempt of these: whoever claimed them has lost the lease, and lives to say so.
+
+        A claim counts from its beginning, so that a death needs nobody who tells of it.
+        """
+        counts = job.c.state.in_((RECEIVED, CLAIMED)) & (job.c.attempts > 0)
+        for some in chunks(sorted(job_ids)):
+            c.execute(update(job).where(job.c.id.in_(some) & counts).values(attempts=job.c.attempts - 1))
 
     def release_all(self, c: Connection) -> None:
         """Free every claim. Only where the caller knows that nobody else works on this store."""
@@ -382,6 +397,7 @@ class Queue:
             "engine": p.engine if p else None,
         }
         if c.execute(_FINISH, {"job_id": finding.job.id, "owner": owner, **columns}).rowcount == 0:
+            self.acquit(c, [finding.job.id])
             return False
         c.execute(_DIGEST, {"job_id": finding.job.id, "pixel_digest": finding.pixel_digest})
         if finding.capture:

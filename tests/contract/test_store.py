@@ -108,7 +108,7 @@ def test_an_image_that_kills_is_tried_alone_and_then_given_up(database: Database
     with database.begin() as c:
         QUEUE.receive(c, [received(1, 1)])
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            (claimed,) = claim(c, now=now)
+            (claimed,) = claim(c, owner=f"killed {attempt}", now=now)
             assert claimed.attempts == attempt
             now += 100
         assert claimed.alone

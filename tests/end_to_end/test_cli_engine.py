@@ -19,7 +19,8 @@ from cxrnode.doctor import _golden
 from cxrnode.doctor_destination import Level
 from cxrnode.errors import ArchiveError
 from cxrnode.monitor import Monitor
-from cxrnode.serve import open_database, run_analyse
+from cxrnode.opening import open_database
+from cxrnode.serve import run_analyse
 from cxrnode.store import ledger
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.supervisor import Supervisor
