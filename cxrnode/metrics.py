@@ -6,8 +6,8 @@
     begin("intake")                            # in each stage; from there on the functions below count
 
 This is prometheus_client's multiprocess mode. A file belongs to a stage, not to a process: a stage that is started
-again goes on counting, and there are never more files. Where nobody would read them (run-batch, a stage that was
-started alone) nothing is counted. No label may hold patient data, and none may take values without bound.
+again goes on counting, and there are never more files. Where nobody would read them (run-batch) nothing is counted.
+No label may hold patient data, and none may take values without bound.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from cxrnode.metrics import ThreadState
 from cxrnode.store.database import Database
 from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
 from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
-from cxrnode.supervisor import Supervisor
+from cxrnode.supervisor import Alone, Supervisor
 from cxrnode.types import NOTES, Outcome, Reason
 from cxrnode.words import counted
 from cxrnode.writable import failing, prove_file
@@ -51,7 +51,7 @@ class Monitor:
 
     config: Config
     database: Database
-    supervisor: Supervisor
+    supervisor: Supervisor | Alone
     measured: Path | None = None
     tls_tables: Mapping[str, TlsTable] = field(init=False)  # as they were read last
     asked: Asked = field(init=False)  # `checks` and `warnings`, in time whatever hangs

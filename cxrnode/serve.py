@@ -48,7 +48,7 @@ from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
 from cxrnode.store.spool import keep_private, locked, sweep_partial
 from cxrnode.store.studies import Studies
-from cxrnode.supervisor import Supervisor, tell_started
+from cxrnode.supervisor import Alone, Supervisor, is_supervised, tell_started
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 from cxrnode.words import counted
 from cxrnode.writable import FILES, Writable
@@ -67,14 +67,18 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Path) -> None:
-    """Run one stage until `stopping` is set; what is in hand is brought to its end.
+    """Run one stage until `stopping` is set; what is in hand is brought to its end. Without a supervisor it has its own
+    pages, about itself.
 
     `file`: where SIGHUP, which the caller must have blocked, reads the configuration anew.
     """
-    metrics.begin(stage)
-    tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
-    keep_private(config.node.data_dir)
-    with await_database(config, stopping) as database:
+    supervised = is_supervised()  # then the node's process has the pages
+    with ExitStack() as stack:
+        folder = None if supervised else stack.enter_context(metrics.shared_folder([stage]))
+        metrics.begin(stage)
+        tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
+        keep_private(config.node.data_dir)
+        database = stack.enter_context(await_database(config, stopping))
         if database is None:
             return
         with database.begin() as c:
@@ -82,30 +86,47 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        watermark = config.receive.disk_watermark_mb * 2**20 if stage == "intake" else 0
-        data_dir = config.node.data_dir
-        writable = Writable(stage=stage, database=database, data_dir=data_dir, watermark_bytes=watermark)
-        run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
-            "intake": partial(run_intake, tls=tls, writable=writable),
-            "analyse": partial(run_analyse, writable=writable),
-            "deliver": partial(run_deliver, tls=tls),
-        }
-        with running([_reload(file, tls), writable.loop()], stopping):
-            try:
-                run[stage](config, database, stopping)
-            finally:
-                stopping.set()  # for the loop, whatever ended the stage
+        monitor = None if supervised else stack.enter_context(_pages(config, Alone(stage=stage), folder))
+        _run_stage(config, stage, database, stopping, tls=tls, reload=_reload(file, tls, monitor))
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
 
 
-def _reload(file: Path, tls: LiveTls) -> Loop:
+def _run_stage(
+    config: Config, stage: str, database: Database, stopping: threading.Event, *, tls: LiveTls, reload: Loop
+) -> None:
+    watermark = config.receive.disk_watermark_mb * 2**20 if stage == "intake" else 0
+    writable = Writable(stage=stage, database=database, data_dir=config.node.data_dir, watermark_bytes=watermark)
+    run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
+        "intake": partial(run_intake, tls=tls, writable=writable),
+        "analyse": partial(run_analyse, writable=writable),
+        "deliver": partial(run_deliver, tls=tls),
+    }
+    with running([reload, writable.loop()], stopping):
+        try:
+            run[stage](config, database, stopping)
+        finally:
+            stopping.set()  # for the loops, whatever ended the stage
+
+
+@contextmanager
+def _pages(config: Config, supervisor: Supervisor | Alone, measured: Path | None) -> Iterator[Monitor]:
+    """/healthz, /readyz and /metrics, on a connection to the database of their own."""
+    with open_database(config) as database:
+        monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=measured)
+        with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
+            yield monitor
+
+
+def _reload(file: Path, tls: LiveTls, monitor: Monitor | None) -> Loop:
     """What a stage reads anew: of all that a configuration says, the log level and the TLS files."""
 
     def step() -> float:
         if signal.sigtimedwait([signal.SIGHUP], _RELOAD_POLL_S):
             if fresh := _read_anew(file):
                 tls.reload(fresh.tls_tables)
+                if monitor:
+                    monitor.tls_tables = fresh.tls_tables
         else:
             tls.look()
         return 0.0
@@ -390,13 +411,11 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                 c, "configuration_loaded", actor="node", software=__version__, host=socket.gethostname(),
                 user=os_user(), configuration=config.digest,
             )  # fmt: skip
-        with metrics.shared_folder(supervisor.stages) as folder:
-            monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=folder)
+        with metrics.shared_folder(supervisor.stages) as folder, _pages(config, supervisor, folder) as monitor:
 
             def hang_up() -> None:
                 if fresh := _read_anew(supervisor.config):
                     monitor.tls_tables = fresh.tls_tables
 
             supervisor.on_hangup = hang_up
-            with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
-                return supervisor.run(shared=[shared])
+            return supervisor.run(shared=[shared])

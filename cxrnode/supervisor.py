@@ -164,6 +164,32 @@ def hangups_wait() -> Iterator[None]:
 
 # --- in a stage -----------------------------------------------------------------------------------------------------
 
+_started = threading.Event()
+
+
+def is_supervised() -> bool:
+    """Whether this process is a stage that a supervisor started, until `tell_started`."""
+    return bool(os.environ.get(_TELL))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """What a supervisor knows, of the one stage that runs in this process without any."""
+
+    stage: str
+
+    @property
+    def stages(self) -> Sequence[str]:
+        return (self.stage,)
+
+    @property
+    def down(self) -> list[str]:
+        return [] if _started.is_set() else [self.stage]
+
+    @property
+    def deaths(self) -> dict[str, int]:
+        return {}
+
 
 def stop_on_signals(stopping: threading.Event) -> None:
     """SIGTERM drains. Ctrl-C reaches every process of the terminal; the supervisor's word counts."""
@@ -192,7 +218,8 @@ def end_with_supervisor(stopping: threading.Event) -> None:
 
 
 def tell_started() -> None:
-    """It works from now on. Without a supervisor nobody is told."""
+    """It works from now on: the supervisor is told, or the page of a stage that runs alone."""
+    _started.set()
     if pipe := os.environ.pop(_TELL, ""):
         with suppress(BrokenPipeError):  # the supervisor is gone
             os.write(int(pipe), b"1")

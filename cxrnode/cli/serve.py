@@ -30,7 +30,10 @@ class Stage(StrEnum):
 def serve(
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="See cxrnode config example.")],
     only: Annotated[
-        list[Stage] | None, typer.Option(help="Run this stage alone, in this process; the others run elsewhere.")
+        list[Stage] | None,
+        typer.Option(
+            help="Run this stage alone, in this process, with its own pages at [http]; the others run elsewhere."
+        ),
     ] = None,
 ) -> None:
     """Receive studies, analyse them in batches, send the results back. SIGTERM drains; a second signal ends at once.

@@ -6,7 +6,6 @@ import gc
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -183,9 +182,7 @@ def test_two_hundred_random_kills(tmp_path: Path) -> None:
     running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(stage: str) -> None:
-        with (node.folder / "log").open("ab") as log:
-            command = [sys.executable, "-m", "cxrnode", "serve", "--config", str(node.config), "--only", stage]
-            running[stage] = subprocess.Popen(command, stdout=log, stderr=log)
+        running[stage] = node.start_alone(stage)
 
     with running_orthanc(tmp_path / "pacs", modalities, dicom_port=port) as orthanc:
         for stage in STAGES:

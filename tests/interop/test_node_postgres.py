@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,9 +27,7 @@ STAGES = ("intake", "analyse", "deliver")
 
 @contextmanager
 def running_stage(node: Node, stage: str) -> Iterator[subprocess.Popen[bytes]]:
-    with (node.folder / "log").open("ab") as log:
-        command = [sys.executable, "-m", "cxrnode", "serve", "--config", str(node.config), "--only", stage]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = node.start_alone(stage)
     try:
         yield process
     finally:
@@ -46,7 +43,10 @@ def test_three_stages_on_one_server(postgres: Postgres, tmp_path: Path) -> None:
     modalities = {"cxrnode": ["CXRNODE", "127.0.0.1", node.port]}
     with running_orthanc(tmp_path / "pacs", modalities, dicom_port=port) as orthanc, ExitStack() as stack:
         stages = [stack.enter_context(running_stage(node, stage)) for stage in STAGES]
-        await_true(lambda: "listening" in node.log, lambda: node.log[-3000:])
+        for stage, port in node.pages.items():
+            await_true(lambda at=port: node.readiness(at)["ready"], lambda: node.log[-3000:])  # type: ignore[misc]
+            up = [line for line in node.http("/metrics", port).decode().splitlines() if "cxrnode_stage_up{" in line]
+            assert up == [f'cxrnode_stage_up{{stage="{stage}"}} 1.0']
         assert node.send(*(film(tmp_path, number) for number in (1, 2, 3))) == [0, 0, 0]
         for number in (1, 2, 3):
             await_true(lambda n=number: results_of(orthanc, n) == ONE_SET, lambda: node.log[-3000:])  # type: ignore[misc]

@@ -43,6 +43,7 @@ class Node:
     answers: str = ""  # keys of Orthanc's entry there: where its storage commitment answers go, and how
     port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    pages: dict[str, int] = field(default_factory=dict)  # of the stages that were started alone
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -83,6 +84,14 @@ class Node:
         if ready:
             self.await_ready()
 
+    def start_alone(self, stage: str, *, page: int = 0) -> subprocess.Popen[bytes]:
+        """One stage in a process of its own, as on another machine; its pages are at a port of their own, `pages`."""
+        command = [sys.executable, "-m", "cxrnode", "serve", "--config", str(self.config), "--only", stage]
+        self.pages[stage] = page or free_port()
+        environment = os.environ | {"CXRNODE_HTTP__PORT": str(self.pages[stage])}
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
     def await_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
@@ -94,9 +103,9 @@ class Node:
             time.sleep(0.1)
         raise RuntimeError(f"the node did not start: {self.readiness()}\n{self.log[-3000:]}")
 
-    def readiness(self) -> dict[str, Any]:
+    def readiness(self, port: int | None = None) -> dict[str, Any]:
         try:
-            answer = self.http("/readyz")
+            answer = self.http("/readyz", port)
         except urllib.error.HTTPError as e:
             answer = e.read()
         except (urllib.error.URLError, ConnectionError, TimeoutError) as e:
@@ -104,8 +113,8 @@ class Node:
         found: dict[str, Any] = json.loads(answer)
         return found
 
-    def http(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+    def http(self, path: str, port: int | None = None) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.http_port}{path}", timeout=10) as answer:
             data: bytes = answer.read()
             return data
 

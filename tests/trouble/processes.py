@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -34,7 +32,7 @@ def power_cut(folder: Path) -> Account:
 def frozen_analyser(folder: Path) -> Account:
     """Two analysers work on one store; one stands still for longer than its leases, and then goes on."""
     with on_postgresql(folder) as (play, _):
-        second = _second_analyser(play.node)
+        second = play.node.start_alone("analyse")
         try:
             with play.load.going_on():
                 time.sleep(20.0)
@@ -50,12 +48,6 @@ def frozen_analyser(folder: Path) -> Account:
         finally:
             second.terminate()
             second.wait(timeout=60)
-
-
-def _second_analyser(node: Node) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cxrnode", "serve", "--config", str(node.config), "--only", "analyse"]
-    with (node.folder / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def soak(folder: Path) -> Account:
