@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from cxrnode import __version__, metrics
 from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.checks import Asked
+from cxrnode.clock import Clock
 from cxrnode.config import EXPIRY_NOTICE, Config, TlsTable
 from cxrnode.errors import ConfigError, StorageFullError, StoreError
 from cxrnode.metrics import ThreadState
@@ -53,6 +54,7 @@ class Monitor:
     database: Database
     supervisor: Supervisor | Alone
     measured: Path | None = None
+    clock: Clock = field(default_factory=Clock)
     tls_tables: Mapping[str, TlsTable] = field(init=False)  # as they were read last
     asked: Asked = field(init=False)  # `checks` and `warnings`, in time whatever hangs
     _tally: Tally = field(init=False)  # since the node's start
@@ -84,6 +86,7 @@ class Monitor:
         found: dict[str, Callable[[], str | None]] = {"fallback": self._fallback, "threads": self._failing_threads}
         if self.config.tls_tables:
             found["certificates"] = self._certificates
+        found["clock"] = self._clock
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
         return found
@@ -115,6 +118,9 @@ class Monitor:
         with self.database.read() as c:
             jobs, deliveries, oldest = open_jobs(c), open_deliveries(c, names), oldest_waiting(c)
             engine, fallback = (Queue("monitor").get_setting(c, key) for key in (ENGINE, FALLBACK))
+        clock = self.clock.look(self.database)
+        yield _gauge("cxrnode_clock_doubted", "1 while this machine's clock is not believed", {(): bool(clock.why)})
+        yield _gauge("cxrnode_clock_offset_seconds", "How far the clock is ahead of the time", {(): clock.offset_s})
         states = {(state,): n for state, n in jobs.items()}
         yield _gauge("cxrnode_images", "Images that are not reported yet, by state (up to 10000)", states, "state")
         now = time.time()
@@ -232,6 +238,10 @@ class Monitor:
         with self.database.read() as c:
             reason = Queue("monitor").get_setting(c, FALLBACK)
         return f"the CPU does the GPU's work: {reason}" if reason else None
+
+    def _clock(self) -> str | None:
+        why = self.clock.look(self.database).why
+        return f"{why}. Until then retention deletes nothing" if why else None
 
     def _certificates(self) -> str | None:
         """Files of which the stages cannot take what they hold now, and what is in force and expires soon."""

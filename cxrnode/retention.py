@@ -1,7 +1,9 @@
 """Retention: files whose work is over go, their rows and the ledger stay.
 
-A study's work is over when all of it is reported and every result is where it should be, for so many days. Until then
-nothing of it is deleted: a delivery that is open, refused or missing keeps the whole study.
+A study's work is over when all of it is reported and every result is where it should be. Until then nothing of it is
+deleted: a delivery that is open, refused or missing keeps the whole study. The days run from the pass that first saw it
+so, by the time that the node worked (see `clock`) and not by the clock, which may jump; a new step begins them anew.
+While the clock is not believed, nothing is deleted.
 
     record in the ledger  --commit-->  unlink
 
@@ -13,16 +15,16 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from cxrnode import metrics
+from cxrnode.clock import Clock
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.loops import Loop, beat
 from cxrnode.store import ledger
@@ -62,17 +64,27 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Over:
+    """That a study's work is over: since when, in the clock's `elapsed`, and which record was its newest."""
+
+    at: float
+    record: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """Deletes received and result files below `data_dir`.
 
-    days: how long a study's newest step must be past; 0: as soon as its work is over. destinations: name in the store
-    -> whether it does storage commitment; to one that does not, sent is the end. Without any, nothing is deleted.
+    days: of the node's work from the pass that first sees a study's work over to the one that deletes it; 0: that one.
+    destinations: name in the store -> whether it does storage commitment; to one that does not, sent is the end.
+    Without any, nothing is deleted.
     """
 
     database: Database
     data_dir: Path
     days: int
     destinations: Mapping[str, bool]
+    clock: Clock = field(default_factory=Clock)
 
     def loop(self, stopping: threading.Event) -> Loop:
         """A pass at once and then every hour."""
@@ -83,19 +95,22 @@ class Retention:
 
         return Loop(name="retention", step=step)
 
-    def sweep(self, stopping: threading.Event | None = None, *, now: float | None = None) -> int:
-        """One pass; returns how many files were deleted. `now`: seconds since 1970, UTC."""
-        now = time.time() if now is None else now
-        deleted = 0
+    def sweep(self, stopping: threading.Event | None = None) -> int:
+        """One pass; returns how many files were deleted."""
         if not self.destinations:
             return 0
+        verdict = self.clock.look(self.database)
+        if verdict.why:
+            log.warning("retention waits, and deletes nothing: %s", verdict.why)
+            return 0
+        deleted = 0
         folders = iter(sorted(self._on_disk()))
         while page := list(islice(folders, _PAGE)):
-            for uid in self._old(page, now):
+            for uid, over in self._due(page, verdict.elapsed):
                 if stopping and stopping.is_set():
                     return deleted
                 beat()
-                deleted += self._delete_safely(uid, now)
+                deleted += self._visit_safely(uid, over, verdict.elapsed)
         if deleted:
             log.info("deleted %s: results delivered for %s", counted(deleted, "file"), counted(self.days, "day"))
         return deleted
@@ -105,17 +120,26 @@ class Retention:
         tops = [self.data_dir / top for top in _DELETED]
         return {folder.name for top in tops if top.is_dir() for folder in top.iterdir() if folder.is_dir()}
 
-    def _old(self, uids: list[str], now: float) -> list[str]:
-        query = select(study.c.study_instance_uid).where(
-            study.c.study_instance_uid.in_(uids), study.c.last_received_at <= now - self.days * _DAY_S
-        )
+    def _due(self, uids: list[str], elapsed: float) -> list[tuple[str, _Over | None]]:
+        """Those of which no pass knows that they are over, or that they are over again, and those that may go."""
+        columns = (study.c.study_instance_uid, study.c.over_at, study.c.over_step)
+        newest = _NEWEST.where(ledger_table.c.study_instance_uid == study.c.study_instance_uid).scalar_subquery()
         with self.database.read() as c:
-            return list(c.execute(query).scalars())
+            rows = c.execute(select(*columns, newest).where(study.c.study_instance_uid.in_(uids))).all()
+        due = []
+        for uid, at, record, now in rows:
+            over = None if at is None or at > elapsed else _Over(at=at, record=record)
+            if over is None or over.record != now or self._is_old(over, elapsed):
+                due.append((uid, over))
+        return due
 
-    def _delete_safely(self, uid: str, now: float) -> int:
+    def _is_old(self, over: _Over, elapsed: float) -> bool:
+        return elapsed - over.at >= self.days * _DAY_S
+
+    def _visit_safely(self, uid: str, over: _Over | None, elapsed: float) -> int:
         """A study at which something is wrong keeps its files, and the next ones go."""
         try:
-            return self._delete(uid, now)
+            return self._visit(uid, over, elapsed)
         except (StoreAwayError, StorageFullError):  # so would the next ones
             raise
         except Exception:
@@ -123,9 +147,19 @@ class Retention:
             metrics.thread_survived("retention")
             return 0
 
-    def _delete(self, uid: str, now: float) -> int:
+    def _visit(self, uid: str, over: _Over | None, elapsed: float) -> int:
+        with self.database.read() as c:
+            record = self._over(c, uid)
+        if record != (over and over.record):
+            over = None if record is None else _Over(at=elapsed, record=record)
+            values = {"over_at": over and over.at, "over_step": over and over.record}
+            with self.database.begin(shared=True) as c:
+                c.execute(update(study).where(study.c.study_instance_uid == uid).values(values))
+        return self._delete(uid, over) if over and self._is_old(over, elapsed) else 0
+
+    def _delete(self, uid: str, over: _Over) -> int:
         with self.database.begin() as c:
-            if not self._is_over(c, uid, now):
+            if self._over(c, uid) != over.record:  # something came meanwhile: the next pass looks again
                 return 0
             there = [f for f in (*_received(c, uid), *_results(c, uid)) if (self.data_dir / f.path).is_file()]
             recorded = _recorded(c, uid)
@@ -148,30 +182,37 @@ class Retention:
             path.parent.rmdir()
         return True
 
-    def _is_over(self, c: Connection, uid: str, now: float) -> bool:
+    def _over(self, c: Connection, uid: str) -> int | None:
+        """The newest record of its work, which any further step changes; None: its work goes on."""
         jobs = c.execute(select(job.c.state, job.c.outcome).where(job.c.study_instance_uid == uid)).all()
         made = set(c.execute(select(result.c.sop_instance_uid).where(result.c.study_instance_uid == uid)).scalars())
         if any(j.state != REPORTED for j in jobs):
-            return False
+            return None
         if not made and any(j.outcome == Outcome.FAILED for j in jobs):
-            return False  # nobody was told: the file is what an operator may look at and retry
-        steps = [c.execute(select(study.c.last_received_at).where(study.c.study_instance_uid == uid)).scalar_one()]
+            return None  # nobody was told: the file is what an operator may look at and retry
         arrived = set()
         for d in c.execute(_DELIVERIES.where(result.c.study_instance_uid == uid)):
             if not self._has_arrived(d.destination, d.state):
-                return False
+                return None
             arrived.add((d.result_uid, d.destination))
-            steps.append(d.updated_at)
-        wanted = {(uid, destination) for uid in made for destination in self.destinations}
-        return wanted <= arrived and max(steps) <= now - self.days * _DAY_S
+        if not {(uid, destination) for uid in made for destination in self.destinations} <= arrived:
+            return None
+        return c.execute(_NEWEST.where(ledger_table.c.study_instance_uid == uid)).scalar() or 0
 
     def _has_arrived(self, destination: str, state: str) -> bool:
         """One that the configuration no longer names may do storage commitment: only committed counts there."""
         return state == COMMITTED or (state == SENT and not self.destinations.get(destination, True))
 
 
+# Not of what is deleted: a file that is left by a crash goes with the next pass
+_NEWEST = (
+    select(ledger_table.c.seq)
+    .where(ledger_table.c.kind.not_in(_DELETED.values()))
+    .order_by(ledger_table.c.seq.desc())
+    .limit(1)
+)
 _DELIVERIES = select(
-    delivery.c.result_uid, delivery.c.destination, delivery.c.state, delivery.c.updated_at
+    delivery.c.result_uid, delivery.c.destination, delivery.c.state
 ).join(result, result.c.sop_instance_uid == delivery.c.result_uid)  # fmt: skip
 
 

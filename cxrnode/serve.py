@@ -22,6 +22,7 @@ from cxrnode.audit.atna import Source
 from cxrnode.audit.forward import Forwarder
 from cxrnode.audit.record import os_user, record_model
 from cxrnode.audit.syslog import SyslogServer
+from cxrnode.clock import Clock
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.committer import record_report
 from cxrnode.config import Config, StatRule, load_config
@@ -404,6 +405,7 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
         await_database(config, threading.Event()) as database,
     ):  # fmt: skip
         assert database  # noqa: S101 (nobody stops that wait but by a signal, which ends the process)
+        Clock().look(database)  # before a record is stamped with it, which would seem to prove it right
         with database.begin() as c:
             for setting in (ENGINE, GPU_STARTS):  # what was verified before this start counts no more, nor what crashed
                 Queue("node").set_setting(c, setting, None)

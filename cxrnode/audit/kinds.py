@@ -30,6 +30,8 @@ PHRASES = {
     "retried": "to be analysed again: image {sop}",
     "writes_resumed": "{what} can be written again, after {seconds} s",
     "anchored": "ledger anchored at record {anchored_seq} in {file}",
+    "clock_doubted": "the clock of {host} is not believed any more: it is {why}",
+    "clock_believed": "the clock of {host} is believed again",
     "exported": "ledger exported as {format}: records {first} to {last}",
     # what comes in
     "association_accepted": "association of {ae} at {host} with {called_aet} accepted{count:times}{since:since} {why}",

@@ -113,7 +113,7 @@ study = Table(
     Column("not_before", Float, nullable=False, default=0.0),
     Column("last_error", Text),
     Column("over_at", Float),  # retention's elapsed time when it first saw the study's work over, see clock
-    Column("over_step", Float),  # and when its newest step was
+    Column("over_step", Float),  # and its newest ledger record then
     _held("study", "lease_owner"),
 )
 

@@ -22,16 +22,16 @@ from cxrnode.store.objects import add_result
 from cxrnode.store.outbox import COMMITTED, PENDING, REFUSED, SENT, Outbox
 from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.schema import delivery, result
+from cxrnode.store.schema import study as study_table
 from cxrnode.store.studies import Studies
 from cxrnode.types import AuditEvent, Destination, Kind, Reason, Rejection
 from cxrnode.workers import decode
 from engines.bundle import InputShape
+from tests.support.clock import DAY_S, Machine, swept, work
 from tests.support.postgres import Postgres
 from tests.support.receiving import running_node
 from tests.support.store import CR, NOW, analysed, claim, header, kinds, lease, made, received, reports, study_uid
 
-DAY = 86_400.0
-LATER = NOW + 8 * DAY
 PACS = {"pacs": True}
 
 
@@ -86,9 +86,13 @@ def finished(database: Database, root: Path, study: int = 1, *images: int) -> No
     set_deliveries(database, COMMITTED)
 
 
-def retention(database: Database, root: Path, days: int = 7, destinations: dict[str, bool] | None = None) -> Retention:
+def retention(
+    database: Database, root: Path, days: int = 7, destinations: dict[str, bool] | None = None,
+    machine: Machine | None = None,
+) -> Retention:  # fmt: skip
     where = PACS if destinations is None else destinations
-    return Retention(database=database, data_dir=root, days=days, destinations=where)
+    clock = (machine or Machine()).clock()
+    return Retention(database=database, data_dir=root, days=days, destinations=where, clock=clock)
 
 
 def files(root: Path) -> set[str]:
@@ -102,10 +106,13 @@ def records(database: Database, kind: str) -> list[AuditEvent]:
 
 def test_what_is_committed_goes_after_its_days_and_not_before(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path, 1, 1, 2)
-    before = files(tmp_path)
-    assert retention(database, tmp_path).sweep(now=NOW + 7 * DAY - 1) == 0
+    before, machine = files(tmp_path), Machine()
+    keeper = retention(database, tmp_path, machine=machine)
+    for _ in range(7 * 24):
+        assert keeper.sweep() == 0
+        machine.live(3600)
     assert files(tmp_path) == before
-    assert retention(database, tmp_path).sweep(now=NOW + 7 * DAY) == 5  # two images, two captures, one SR
+    assert keeper.sweep() == 5  # two images, two captures, one SR
     assert not files(tmp_path)
     assert not (tmp_path / "spool" / study_uid(1)).exists()
     (first, second) = records(database, "spool_deleted")
@@ -118,12 +125,112 @@ def test_what_is_committed_goes_after_its_days_and_not_before(database: Database
         assert ledger.first_broken(c) is None
 
 
-def test_the_newest_step_counts_and_zero_days_are_at_once(database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [NOW, NOW - 10 * 365 * DAY_S, NOW + 10 * 365 * DAY_S], ids=["", "past", "future"])
+def test_zero_days_are_at_once_whatever_the_clock_said_then(database: Database, tmp_path: Path, at: float) -> None:
     finished(database, tmp_path)
-    set_deliveries(database, COMMITTED, at=NOW + 3 * DAY)
-    assert retention(database, tmp_path).sweep(now=NOW + 8 * DAY) == 0
-    assert retention(database, tmp_path, days=0).sweep(now=NOW + 2 * DAY) == 0  # committed in its future: a clock error
-    assert retention(database, tmp_path, days=0).sweep(now=NOW + 3 * DAY) == 3
+    set_deliveries(database, COMMITTED, at=at)
+    assert retention(database, tmp_path, days=0).sweep() == 3
+
+
+@pytest.mark.parametrize("change", ["image", "delivery"])
+def test_a_new_step_begins_the_days_anew(database: Database, tmp_path: Path, change: str) -> None:
+    """Also one that came and was over between two passes, and whichever way the clock went meanwhile."""
+    finished(database, tmp_path)
+    keeper = retention(database, tmp_path)
+    assert swept(keeper, days=6.9) == 0
+    if change == "image":
+        take_in(database, tmp_path, 1, 2)
+        with database.begin() as c:
+            Queue("operator").bury(c, [2])
+            (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+            sr = made("2.25.101", 1, Kind.SR)
+            assert Studies("analyse").reported(c, ready, reports(ready, sr), owner="a")
+            Outbox("analyse").enqueue(c, ["2.25.101"], ["pacs"], now=NOW - 3600)
+    else:
+        with database.begin() as c:
+            ledger.append(c, "committed", actor="deliver", study_instance_uid=study_uid(1))
+    set_deliveries(database, COMMITTED, at=NOW - 3600)
+    assert swept(keeper, days=6.9) == 0
+    assert swept(keeper, days=0.2) >= 3
+
+
+def test_work_that_goes_on_again_keeps_the_study(database: Database, tmp_path: Path) -> None:
+    finished(database, tmp_path)
+    keeper = retention(database, tmp_path)
+    keeper.sweep()
+    set_deliveries(database, PENDING)
+    assert swept(keeper) == 0
+    set_deliveries(database, COMMITTED)  # as it was: and yet its days begin here
+    assert swept(keeper, days=6.9) == 0
+    assert swept(keeper, days=0.2) == 3
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reboots", [False, True])
+@pytest.mark.parametrize("jump_s", [8 * DAY_S, 30 * 365 * DAY_S, -3600.0, 6 * 3600.0])
+def test_no_jump_of_the_clock_deletes_what_is_minutes_old(
+    database: Database, tmp_path: Path, jump_s: float, reboots: bool
+) -> None:
+    finished(database, tmp_path)
+    machine = Machine()
+    keeper = retention(database, tmp_path, machine=machine)
+    assert keeper.sweep() == 0
+    if reboots:
+        machine.reboot()
+        keeper = retention(database, tmp_path, machine=machine)
+    machine.at += jump_s
+    for _ in range(12):
+        assert keeper.sweep() == 0
+        machine.live(3600)
+    machine.at -= jump_s
+    assert keeper.sweep() == 0
+    machine.live(61)
+    work(database, 7)
+    assert keeper.sweep() == 3
+
+
+def test_what_came_while_the_clock_said_1970_is_kept_for_its_days(database: Database, tmp_path: Path) -> None:
+    finished(database, tmp_path)
+    machine = Machine(at=100.0)
+    with database.begin() as c:
+        c.execute(update(study_table).values(last_received_at=50.0))
+    set_deliveries(database, COMMITTED, at=60.0)
+    keeper = retention(database, tmp_path, machine=machine)
+    assert keeper.sweep() == 0
+    machine.at = Machine().at
+    assert swept(keeper, days=6.9) == 0
+    assert swept(keeper, days=0.2) == 3
+
+
+def test_a_node_that_is_restarted_every_night_deletes_after_its_days(database: Database, tmp_path: Path) -> None:
+    finished(database, tmp_path)
+    machine = Machine()
+    deleted = []
+    for _ in range(9):
+        keeper = retention(database, tmp_path, machine=machine)
+        for _ in range(23):
+            deleted.append(keeper.sweep())
+            machine.live(3600)
+        machine.reboot(off_s=1800)
+    days = (deleted.index(3)) / 23
+    assert 7 <= days <= 7.5
+
+
+@pytest.mark.parametrize("days", [0, 7])
+def test_while_the_clock_is_not_believed_nothing_is_deleted(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int
+) -> None:
+    machine = Machine()
+    keeper = retention(database, tmp_path, days=days, machine=machine)
+    keeper.sweep()
+    finished(database, tmp_path)
+    machine.at -= 3600
+    assert swept(keeper) == 0
+    assert "retention waits, and deletes nothing: the clock says" in caplog.text
+    machine.at += 3600
+    assert swept(keeper) == 3
 
 
 @pytest.mark.parametrize("state", [PENDING, SENT, REFUSED])
@@ -133,31 +240,31 @@ def test_one_delivery_that_is_not_committed_keeps_the_whole_study(
     finished(database, tmp_path, 1, 1, 2)
     with database.begin() as c:
         c.execute(update(delivery).where(delivery.c.result_uid == "2.25.1").values(state=state))
-    assert retention(database, tmp_path).sweep(now=LATER) == 0
+    assert swept(retention(database, tmp_path)) == 0
     assert len(files(tmp_path)) == 5
 
 
 def test_sent_is_the_end_where_a_destination_does_no_commitment(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path)
     set_deliveries(database, SENT)
-    assert retention(database, tmp_path, destinations={"other": False}).sweep(now=LATER) == 0  # pacs is named no more
-    assert retention(database, tmp_path, destinations={"pacs": False}).sweep(now=LATER) == 3
+    assert swept(retention(database, tmp_path, destinations={"other": False})) == 0  # pacs is named no more
+    assert swept(retention(database, tmp_path, destinations={"pacs": False})) == 3
 
 
 def test_a_missing_delivery_keeps_it_and_so_does_no_destination_at_all(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path)
-    assert retention(database, tmp_path, destinations={"pacs": True, "second": True}).sweep(now=LATER) == 0
-    assert retention(database, tmp_path, days=0, destinations={}).sweep(now=LATER) == 0
+    assert swept(retention(database, tmp_path, destinations={"pacs": True, "second": True})) == 0
+    assert swept(retention(database, tmp_path, days=0, destinations={})) == 0
     assert len(files(tmp_path)) == 3
 
 
 def test_a_study_with_an_image_that_waits_is_kept(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path, 1, 1)
     take_in(database, tmp_path, 1, 2)
-    assert retention(database, tmp_path).sweep(now=LATER) == 0
+    assert swept(retention(database, tmp_path)) == 0
     with database.begin() as c:
         Queue("operator").bury(c, [2])
-    assert retention(database, tmp_path).sweep(now=LATER) == 0  # its study's report does not say so yet
+    assert swept(retention(database, tmp_path)) == 0  # its study's report does not say so yet
 
 
 @pytest.mark.parametrize(("reason", "deleted"), [(Reason.LATERAL, 1), (Reason.UNDECODABLE, 0)])
@@ -171,7 +278,7 @@ def test_of_a_study_without_a_report_only_what_did_not_fail_goes(
         Queue("analyse").finish(c, rejected, owner="a")
         (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
         assert Studies("analyse").reported(c, ready, (), owner="a") == []
-    assert retention(database, tmp_path).sweep(now=LATER) == deleted
+    assert swept(retention(database, tmp_path)) == deleted
 
 
 def test_of_a_study_without_a_report_one_image_that_failed_keeps_all(database: Database, tmp_path: Path) -> None:
@@ -182,7 +289,7 @@ def test_of_a_study_without_a_report_one_image_that_failed_keeps_all(database: D
             Queue("analyse").finish(c, rejected, owner="a")
         (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
         Studies("analyse").reported(c, ready, (), owner="a")
-    assert retention(database, tmp_path).sweep(now=LATER) == 0
+    assert swept(retention(database, tmp_path)) == 0
 
 
 def test_each_study_goes_by_its_own_deliveries(database: Database, tmp_path: Path) -> None:
@@ -194,29 +301,35 @@ def test_each_study_goes_by_its_own_deliveries(database: Database, tmp_path: Pat
         arrived = update(delivery).where(delivery.c.result_uid.in_(of_first))
         c.execute(arrived.values(state=COMMITTED, updated_at=NOW))
     before = files(tmp_path)
-    assert retention(database, tmp_path).sweep(now=LATER) == 3
+    assert swept(retention(database, tmp_path)) == 3
     assert files(tmp_path) == {spooled(2, 1).as_posix(), "dicom/2.25.2.dcm", "dicom/2.25.200.dcm"} & before
     assert len(files(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("days", "asked_at", "is_old"), [(7, -0.001, False), (7, 0.0, True), (0, 0.0, True)])
-def test_a_pass_looks_only_at_studies_that_are_old_enough_and_have_files(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, asked_at: float, is_old: bool
+def test_a_pass_looks_only_at_studies_that_may_go_and_have_files(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that its cost is that of what may go, and no study's rows are locked in vain."""
+    """So that its cost is that of what may go: of what waits for its days it asks nothing."""
     looked_at: list[str] = []
+    over = Retention._over
 
-    def look(_self: Retention, uid: str, _now: float) -> int:
+    def look(self: Retention, c: Connection, uid: str) -> int | None:
         looked_at.append(uid)
-        return 0
+        return over(self, c, uid)
 
-    monkeypatch.setattr(Retention, "_delete", look)
-    for study in (1, 2):
-        take_in(database, tmp_path, study, 1)
+    monkeypatch.setattr(Retention, "_over", look)
+    finished(database, tmp_path, 1)
+    take_in(database, tmp_path, 2, 1)
     (tmp_path / spooled(2, 1)).unlink()
     (tmp_path / "spool" / study_uid(2)).rmdir()
-    retention(database, tmp_path, days=days).sweep(now=NOW + days * DAY + asked_at)
-    assert looked_at == [study_uid(1)] * is_old
+    keeper = retention(database, tmp_path)
+    keeper.sweep()
+    assert looked_at == [study_uid(1)]
+    keeper.sweep()
+    assert looked_at == [study_uid(1)]
+    work(database, 7)
+    keeper.sweep()
+    assert looked_at == [study_uid(1)] * 3  # and once more in the transaction that records it
 
 
 def test_studies_are_asked_for_two_hundred_at_a_time(
@@ -224,14 +337,14 @@ def test_studies_are_asked_for_two_hundred_at_a_time(
 ) -> None:
     pages: list[int] = []
 
-    def old(_self: Retention, uids: list[str], _now: float) -> list[str]:
+    def due(_self: Retention, uids: list[str], _elapsed: float) -> list[str]:
         pages.append(len(uids))
         return []
 
-    monkeypatch.setattr(Retention, "_old", old)
+    monkeypatch.setattr(Retention, "_due", due)
     for n in range(401):
         (tmp_path / "spool" / study_uid(n)).mkdir(parents=True)
-    retention(database, tmp_path).sweep(now=LATER)
+    retention(database, tmp_path).sweep()
     assert pages == [200, 200, 1]
 
 
@@ -239,12 +352,12 @@ def test_a_result_that_was_made_again_after_it_was_deleted_is_deleted_again_and_
     database: Database, tmp_path: Path
 ) -> None:
     finished(database, tmp_path)
-    retention(database, tmp_path).sweep(now=LATER)
+    swept(retention(database, tmp_path))
     sr = replace(made("2.25.100", 1, Kind.SR), path=Path("dicom", study_uid(1), "sr.dcm"))
     with database.begin() as c:
         add_result(c, sr, actor="analyse")
     put(tmp_path, sr.path)
-    assert retention(database, tmp_path).sweep(now=LATER) == 1
+    assert swept(retention(database, tmp_path)) == 1
     again = [e.sop_instance_uid for e in records(database, "result_deleted")]
     assert again.count("2.25.100") == 2
 
@@ -253,7 +366,7 @@ def test_it_stops_between_two_studies(database: Database, tmp_path: Path) -> Non
     finished(database, tmp_path)
     stopping = threading.Event()
     stopping.set()
-    assert retention(database, tmp_path).sweep(stopping, now=LATER) == 0
+    assert retention(database, tmp_path).sweep(stopping) == 0
     assert len(files(tmp_path)) == 3
 
 
@@ -264,16 +377,16 @@ def test_a_study_at_which_something_is_wrong_keeps_its_files_and_the_next_ones_g
         take_in(database, tmp_path, study, 1)
         report(database, tmp_path, study)
     set_deliveries(database, COMMITTED)
-    is_over, survived = Retention._is_over, list[str]()
+    over, survived = Retention._over, list[str]()
 
-    def fails(self: Retention, c: Connection, uid: str, now: float) -> bool:
+    def fails(self: Retention, c: Connection, uid: str) -> int | None:
         if uid == study_uid(1):
             raise KeyError("x")
-        return is_over(self, c, uid, now)
+        return over(self, c, uid)
 
-    monkeypatch.setattr(Retention, "_is_over", fails)
+    monkeypatch.setattr(Retention, "_over", fails)
     monkeypatch.setattr("cxrnode.metrics.thread_survived", survived.append)
-    assert retention(database, tmp_path).sweep(now=LATER) == 3
+    assert retention(database, tmp_path, days=0).sweep() == 3
     assert len(files(tmp_path)) == 3
     assert survived == ["retention"]
     assert [r.__dict__["study_instance_uid"] for r in caplog.records if r.levelname == "ERROR"] == [study_uid(1)]
@@ -288,16 +401,18 @@ def test_a_database_that_is_away_ends_the_pass(
     def fails(*_: object) -> bool:
         raise error
 
-    monkeypatch.setattr(Retention, "_is_over", fails)
+    monkeypatch.setattr(Retention, "_over", fails)
     with pytest.raises(type(error)):
-        retention(database, tmp_path).sweep(now=LATER)
+        swept(retention(database, tmp_path))
 
 
 def test_on_postgresql_a_pass_that_finds_nothing_old_waits_for_no_writer(postgres: Postgres, tmp_path: Path) -> None:
     database = Database(postgres.new_database())
-    take_in(database, tmp_path, 1, 1)
+    finished(database, tmp_path)
+    keeper = retention(database, tmp_path)
+    keeper.clock.look(database)
     with database.begin(), ThreadPoolExecutor(1) as pool:  # the ledger is somebody else's
-        sweep = pool.submit(retention(database, tmp_path).sweep, now=NOW)
+        sweep = pool.submit(keeper.sweep)
         assert sweep.result(20) == 0
     database.close()
 
@@ -314,21 +429,21 @@ def test_a_crash_before_the_unlink_leaves_a_file_that_the_next_pass_deletes_with
     with monkeypatch.context() as m:
         m.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            retention(database, tmp_path).sweep(now=LATER)
+            swept(retention(database, tmp_path))
     assert len(files(tmp_path)) == 3
-    assert retention(database, tmp_path).sweep(now=LATER) == 3
+    assert swept(retention(database, tmp_path)) == 3
     assert len(records(database, "spool_deleted")) == 1
     assert len(records(database, "result_deleted")) == 2
-    assert retention(database, tmp_path).sweep(now=LATER) == 0
+    assert swept(retention(database, tmp_path)) == 0
 
 
 def test_what_is_sent_again_after_it_was_deleted_is_deleted_again_and_recorded_again(
     database: Database, tmp_path: Path
 ) -> None:
     finished(database, tmp_path)
-    retention(database, tmp_path).sweep(now=LATER)
+    swept(retention(database, tmp_path))
     take_in(database, tmp_path, 1, 1)  # the same bytes: a duplicate
-    assert retention(database, tmp_path).sweep(now=LATER) == 1
+    assert swept(retention(database, tmp_path)) == 1
     with database.begin() as c:
         said = [k for k in kinds(c) if k in {"received", "spool_deleted"}]
     assert said == ["received", "spool_deleted"] * 2
@@ -347,7 +462,7 @@ def test_a_file_that_cannot_be_deleted_keeps_no_other(
             unlink(path, missing_ok)
 
         m.setattr(Path, "unlink", refuse)
-        assert retention(database, tmp_path).sweep(now=LATER) == 2
+        assert swept(retention(database, tmp_path)) == 2
     assert "Permission denied" in caplog.text
 
 
@@ -357,15 +472,15 @@ def test_a_study_at_which_something_is_wrong_keeps_no_other(
     finished(database, tmp_path, study=1)
     mine = files(tmp_path)
     finished(database, tmp_path, study=2)
-    real = Retention._is_over
+    real = Retention._over
 
-    def is_over(self: Retention, c: Connection, uid: str, now: float) -> bool:
+    def over(self: Retention, c: Connection, uid: str) -> int | None:
         if uid == study_uid(1):
             raise RuntimeError("Phantom^Chest")
-        return real(self, c, uid, now)
+        return real(self, c, uid)
 
-    monkeypatch.setattr(Retention, "_is_over", is_over)
-    assert retention(database, tmp_path).sweep(now=LATER) > 0
+    monkeypatch.setattr(Retention, "_over", over)
+    assert swept(retention(database, tmp_path)) > 0
     assert files(tmp_path) == mine
     assert "retention leaves a study alone" in caplog.text
 
@@ -377,18 +492,15 @@ def test_what_no_row_names_is_not_touched(database: Database, tmp_path: Path) ->
     with database.begin() as c:  # a row that points elsewhere than where its kind lies
         c.execute(update(result).where(result.c.kind == "sr").values(path="dicom/../precious.dcm"))
     put(tmp_path, Path("precious.dcm"))
-    retention(database, tmp_path).sweep(now=LATER)
+    swept(retention(database, tmp_path))
     assert {"spool/not a study/stranger.dcm", f"spool/{study_uid(1)}/stranger.dcm"} <= files(tmp_path)
     assert (tmp_path / "precious.dcm").exists()
 
 
 def test_it_runs_until_it_is_stopped(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path)
-    with database.begin() as c:  # NOW lies in the future of this machine
-        c.exec_driver_sql("UPDATE study SET last_received_at = 0")
-        c.exec_driver_sql("UPDATE delivery SET updated_at = 0")
     stopping = threading.Event()
-    thread = threading.Thread(target=retention(database, tmp_path).loop(stopping).run, args=(stopping,))
+    thread = threading.Thread(target=retention(database, tmp_path, days=0).loop(stopping).run, args=(stopping,))
     thread.start()
     deadline = time.monotonic() + 10
     while files(tmp_path) and time.monotonic() < deadline:
@@ -407,7 +519,7 @@ def test_a_commitment_request_for_a_deleted_instance_is_answered_with_no_such_ob
 ) -> None:
     finished(database, tmp_path, 101, 1)
     take_in(database, tmp_path, 102, 1)
-    retention(database, tmp_path).sweep(now=LATER)
+    swept(retention(database, tmp_path))
     gone, kept = header(101, 1).sop_instance_uid, header(102, 1).sop_instance_uid
     with running_node(tmp_path / "peer", commitment_peers=(("CXRNODE", "127.0.0.1"),)) as peer:
         answers = CommitmentAnswers(
@@ -431,10 +543,10 @@ def test_a_commitment_request_for_a_deleted_instance_is_answered_with_no_such_ob
 
 def test_the_analysis_of_a_deleted_file_is_rejected_with_a_reason(database: Database, tmp_path: Path) -> None:
     finished(database, tmp_path)
-    retention(database, tmp_path).sweep(now=LATER)
+    swept(retention(database, tmp_path))
     with database.begin() as c:
         Queue("operator").retry(c, [1])
-        (again,) = claim(c, now=LATER)
+        (again,) = claim(c)
     location = {**again.location, "container": str(tmp_path / again.location["container"])}
     decoded = decode(location, InputShape(channels=3, rows=100, columns=100))
     assert decoded.rejection is not None
