@@ -22,6 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from cxrnode import __version__, metrics
+from cxrnode.audit.anchors import unanchored_since
 from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.checks import Asked
 from cxrnode.clock import Clock
@@ -38,6 +39,7 @@ from cxrnode.writable import failing, prove_file
 
 _CONNECT_S = 2.0
 _UNANSWERED_S = 10.0  # that a stored instance may wait: senders give up after some tens of seconds
+_ANCHOR_LATE_H = 1.0
 _PROOF = "proof"  # setting: written to see whether it can be
 _PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
 _OUTCOMES = [(Outcome.ANALYSED.value, "")] + [
@@ -87,6 +89,8 @@ class Monitor:
         if self.config.tls_tables:
             found["certificates"] = self._certificates
         found["clock"] = self._clock
+        if self.config.audit.anchor_file:
+            found["anchor"] = self._anchor
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
         return found
@@ -257,6 +261,14 @@ class Monitor:
                 ends = "expires" if left > 0 else "has expired"
                 said.append(f"{role} {ends} on {date.fromtimestamp(until)}: renew it in place")
         return "; ".join(said) or None
+
+    def _anchor(self) -> str | None:
+        """What the anchors' loop fails at is said of its thread; this also sees that it was not tried for long."""
+        with self.database.read() as c:
+            at = unanchored_since(c)
+        hours = (time.time() - at.timestamp()) / 3600 if at else 0.0
+        late = hours > self.config.audit.anchor_every_hours + _ANCHOR_LATE_H
+        return f"the newest anchor of the ledger is {hours:.0f} hours old (the log says why)" if late else None
 
     def _destination(self, name: str) -> str | None:
         with self.database.read() as c:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from cxrnode.errors import StoreError
 from cxrnode.loops import Loop
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
+from cxrnode.store.schema import ledger as ledger_table
 
 ANCHORED = "anchored"
 _POLL_S = 60.0
@@ -115,6 +116,16 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
 
 def record_anchor(c: Connection, anchor: Anchor, path: Path, *, actor: str) -> None:
     ledger.append(c, ANCHORED, actor=actor, anchored_seq=anchor.seq, anchored_hash=anchor.hash, file=str(path))
+
+
+def unanchored_since(c: Connection) -> datetime | None:
+    """When the newest anchor was taken; None where nothing came after it, or no anchor ever was taken."""
+    table = ledger_table
+    query = select(table.c.seq, table.c.at).where(table.c.kind == ANCHORED).order_by(table.c.seq.desc()).limit(1)
+    found, last = c.execute(query).first(), ledger.newest(c)
+    if found is None or last is None or last[0] <= found.seq:
+        return None
+    return datetime.fromisoformat(found.at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

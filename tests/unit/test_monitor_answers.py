@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cxrnode import metrics, monitor
+from cxrnode.audit.anchors import record_anchor, take_anchor
 from cxrnode.config import load_config
 from cxrnode.monitor import Monitor
+from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.supervisor import Supervisor
 from tests.support.awaiting import await_true
@@ -80,4 +83,27 @@ def test_without_figures_nothing_is_said(tmp_path: Path) -> None:
         config=load_config(config), database=database, supervisor=Supervisor(config=config, stages=["intake"])
     )
     assert watch.checks["answers"]() is None
+    database.close()
+
+
+def test_an_anchor_that_is_overdue_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "cxrnode.toml"
+    config.write_text('[node]\ndata_dir = "."\n[audit]\nanchor_file = "anchors"\nanchor_every_hours = 24\n')
+    database = Database(tmp_path / "ledger.sqlite")
+    watch = Monitor(
+        config=load_config(config), database=database, supervisor=Supervisor(config=config, stages=["deliver"])
+    )
+    warning = watch.warnings["anchor"]
+    now = time.time()
+    assert warning() is None, "there is nothing to anchor"
+    with database.begin() as c:
+        ledger.append(c, "received", actor="test")
+        record_anchor(c, take_anchor(c), tmp_path / "anchors", actor="test")
+    monkeypatch.setattr(time, "time", lambda: now + 30 * 3600)
+    assert warning() is None, "nothing came after it"
+    with database.begin() as c:
+        ledger.append(c, "received", actor="test")
+    assert warning() == "the newest anchor of the ledger is 30 hours old (the log says why)"
+    monkeypatch.setattr(time, "time", lambda: now + 24 * 3600)
+    assert warning() is None
     database.close()
