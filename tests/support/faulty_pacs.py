@@ -70,6 +70,7 @@ class FaultyPacs:
     report_after_s: float = 0.05
     releases: int = 0  # that it was asked for, or asked for itself
     data_sets: list[Dataset] = field(default_factory=list)
+    keeps: bool = True  # the data sets
     poison: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> its own step, whatever the script says
     server: Any = None
     over: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +127,8 @@ class FaultyPacs:
         if status == 0x0000 or status & 0xF000 == 0xB000:
             with self.lock:
                 self.stored[uid] += 1
-                self.data_sets.append(event.dataset)
+                if self.keeps:
+                    self.data_sets.append(event.dataset)
         if step == "lost":
             self._misbehave(event, "abort")
         return status

@@ -19,9 +19,10 @@ from tests.trouble.load import NO_ANSWER, Load
 
 _SETTLE_S = 900.0
 _LONGEST_ANSWER_S = 25.0  # 20 s, and what a busy machine adds to connect and to send
+_LONGEST_PAGE_S = 6.0  # 5 s, and as much
 HEAD = (
-    "trouble", "sent", "acknowledged", "statuses", "longest answer", "rows", "without a row", "results", "doubles",
-    "not analysed", "deleted early", "ready after", "hung threads", "verdict",
+    "trouble", "sent", "acknowledged", "statuses", "longest answer", "longest /readyz", "/readyz named", "rows",
+    "without a row", "results", "doubles", "not analysed", "deleted early", "ready after", "hung threads", "verdict",
 )  # fmt: skip
 
 
@@ -30,10 +31,7 @@ class Account:
     """One line of the table. `wrong` says what must not be; empty where all is well."""
 
     name: str
-    sent: int
-    acknowledged: int
-    statuses: Counter[int]
-    longest_s: float
+    load: Load
     rows: int
     without_row: int
     results: int
@@ -46,12 +44,14 @@ class Account:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        told = ", ".join(f"{'none' if s == NO_ANSWER else f'0x{s:04X}'}: {n}" for s, n in sorted(self.statuses.items()))
+        load = self.load
+        told = ", ".join(f"{'none' if s == NO_ANSWER else f'0x{s:04X}'}: {n}" for s, n in sorted(load.statuses.items()))
         others = ", ".join(f"{what}: {n}" for what, n in sorted(self.not_analysed.items())) or "0"
         return (
-            self.name, str(self.sent), str(self.acknowledged), told, f"{self.longest_s:.1f} s", str(self.rows),
-            str(self.without_row), str(self.results), str(self.doubles), others, str(self.deleted),
-            f"{self.ready_s:.1f} s", self.hung or "0", "; ".join(self.wrong) or "sound",
+            self.name, str(len(load.sent)), str(len(load.acknowledged)), told, f"{load.longest_s:.1f} s",
+            f"{load.longest_page_s:.1f} s", ", ".join(sorted(load.unready)), str(self.rows), str(self.without_row),
+            str(self.results), str(self.doubles), others, str(self.deleted), f"{self.ready_s:.1f} s", self.hung or "0",
+            "; ".join(self.wrong) or "sound",
         )  # fmt: skip
 
 
@@ -106,8 +106,7 @@ def account(
     )  # fmt: skip
     files = [path for _, path in taken] + [path for *_, path in results]
     found = Account(
-        name=name, sent=len(load.sent), acknowledged=len(load.acknowledged), statuses=load.statuses,
-        longest_s=load.longest_s, rows=len(taken), without_row=len(load.acknowledged - {uid for uid, _ in taken}),
+        name=name, load=load, rows=len(taken), without_row=len(load.acknowledged - {uid for uid, _ in taken}),
         results=len(results), doubles=sum(n - 1 for n in made.values()),
         not_analysed=Counter({f"{outcome or 'open'} {reason or ''}".strip(): n for outcome, reason, n in outcomes}),
         deleted=sum(not (node.data_dir / path).is_file() for path in files), ready_s=ready_s,
@@ -118,12 +117,14 @@ def account(
 
 
 def _wrong(a: Account, node: Node, *, settled: bool, longest_s: float) -> list[str]:
-    sender_drops = [s for s in a.statuses if s not in (0, NO_ANSWER) and s & 0xFF00 != 0xA700]
+    load = a.load
+    sender_drops = [s for s in load.statuses if s not in (0, NO_ANSWER) and s & 0xFF00 != 0xA700]
     checks = {
-        f"{a.sent - a.acknowledged} never acknowledged": a.sent > a.acknowledged,
+        "sent and never acknowledged": load.sent - load.acknowledged,
         "acknowledged without a row": a.without_row,
         "a status at which a sender drops its study": sender_drops,
-        f"a sender waited longer than {longest_s:.0f} s": a.longest_s > longest_s,
+        f"a sender waited longer than {longest_s:.0f} s": load.longest_s > longest_s,
+        "/readyz took longer than 5 s": load.longest_page_s > _LONGEST_PAGE_S,
         "not all results": settled and a.results != 2 * a.rows,
         "results that are there twice": a.doubles,
         "an outcome that is none of the film": a.not_analysed,

@@ -33,6 +33,8 @@ class Load:
     sent: set[str] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     longest_s: float = 0.0  # that a sender waited for an answer, or for the end of the connection
+    longest_page_s: float = 0.0  # that /readyz took
+    unready: Counter[str] = field(default_factory=Counter)  # what it named, how often
     _numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 10**9)))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -42,6 +44,7 @@ class Load:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stopping.clear()
         self._threads = [threading.Thread(target=self._send_on, name=f"load {n}") for n in range(self.associations)]
+        self._threads.append(threading.Thread(target=self._ask_pages, name="pages"))
         for thread in self._threads:
             thread.start()
 
@@ -57,6 +60,13 @@ class Load:
             yield
         finally:
             self.stop()
+
+    def _ask_pages(self) -> None:
+        while not self._stopping.wait(_AGAIN_S):
+            began = time.monotonic()
+            reasons = self.node.readiness().get("reasons", {})
+            self.longest_page_s = max(self.longest_page_s, time.monotonic() - began)
+            self.unready.update(set(reasons))
 
     def _send_on(self) -> None:
         while not self._stopping.wait(self.pause_s):

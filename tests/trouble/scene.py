@@ -39,6 +39,7 @@ def scene(
 ) -> Iterator[Scene]:  # fmt: skip
     """destinations: (name, AE title, port) beside the PACS."""
     with faulty_pacs(commitment="same") as pacs:
+        pacs.keeps = False
         node = Node(
             folder=folder / "node", destinations=[("pacs", AET, pacs.port), *destinations], database=database,
             extra=extra, watermark_mb=watermark_mb,
