@@ -8,15 +8,20 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+
+from sqlalchemy import Connection
 
 from cxrnode import metrics
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.requestor import SendError
+from cxrnode.dicom.scp import is_among
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, StoreScu
-from cxrnode.dicom.status import SUCCESS
+from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
 from cxrnode.patience import Breaker, Patience
+from cxrnode.repeats import SparseLog
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import ASK_AGAIN_S, Outbox
 from cxrnode.types import Destination
@@ -26,6 +31,12 @@ _POLL_S = 1.0
 _PAGE = 200  # instances a request
 
 log = logging.getLogger(__name__)
+_told = SparseLog()
+Refused = Callable[[CommitmentReport, str, str], None]  # a report that does not count: for which destination, and why
+
+
+def tell_refused(report: CommitmentReport, _destination: str, why: str) -> None:
+    log.warning("%s: a storage commitment report does not count: %s", report.peer.calling_aet, why)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +51,7 @@ class Committer:
     timeout_s: float = TIMEOUT_S
     ask_again_s: float = ASK_AGAIN_S
     report_wait_s: float = _REPORT_WAIT_S
+    refused: Refused = tell_refused
     page: int = _PAGE
     breaker: Breaker = field(init=False)
 
@@ -94,18 +106,64 @@ class Committer:
             )  # fmt: skip
 
     def _report(self, report: CommitmentReport) -> int:
-        return record_report(self.database, self.outbox, report)
+        return record_report(self.database, self.outbox, report, of={self.destination.key}, refused=self.refused)
 
 
-def record_report(database: Database, outbox: Outbox, report: CommitmentReport) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentReports:
+    """What peers report on associations of their own: `take` is the listener's handler.
+
+    reporters: by destination, who may report for it (AE title, host).
+    """
+
+    database: Database
+    outbox: Outbox
+    reporters: Mapping[str, Sequence[tuple[str, str]]]
+    refused: Refused = tell_refused
+
+    def take(self, report: CommitmentReport) -> int:
+        peer = report.peer
+        of = {d for d, peers in self.reporters.items() if is_among(peer.calling_aet, peer.host, peers)}
+        return record_report(self.database, self.outbox, report, of=of, refused=self.refused)
+
+
+def record_report(
+    database: Database,
+    outbox: Outbox,
+    report: CommitmentReport,
+    *,
+    of: Collection[str],
+    refused: Refused = tell_refused,
+) -> int:
     """Record what a destination says that it keeps, wherever it said it; returns the status to answer with.
 
-    A report of a transaction that is not open (any more) changes nothing. It is a success all the same: to repeat it
-    would help nobody. Raises StoreAwayError where the database does not answer in time, StoreError, StorageFullError.
+    of: the destinations for which its peer may report; on what others were asked it has no say. A report of a
+    transaction that is not open (any more) changes nothing. It is a success all the same: to repeat it would help
+    nobody. Raises StoreAwayError where the database does not answer in time, StoreError, StorageFullError.
     """
     kept = [uid for _, uid in report.committed]
     lost = [(uid, reason) for (_, uid), reason in report.failed]
     now = time.time()
-    if not database.answer(lambda c: outbox.answered(c, report.transaction_uid, kept, lost, now=now)):
-        log.warning("%s: a storage commitment report of no open transaction", report.peer.calling_aet)
+
+    def record(c: Connection) -> str | None:
+        asked = outbox.asked_by(c, report.transaction_uid)
+        if asked in of:
+            outbox.answered(c, report.transaction_uid, kept, lost, now=now)
+        return asked
+
+    asked = database.answer(record)
+    if asked is None and of:
+        text = f"{report.peer.calling_aet}: a storage commitment report of no open transaction"
+        _told.warning(log, text, whose=report.peer, kind="no open transaction")
+    elif asked not in of:
+        refused(report, asked or "", _why_not(asked))
+        return PROCESSING_FAILURE
     return SUCCESS
+
+
+def _why_not(asked: str | None) -> str:
+    if asked is None:
+        return (
+            "no destination is called so at this address; if it reports for one, name it in commitment_ae_titles there"
+        )
+    return f"{asked} was asked; if this peer reports for it, name it in commitment_ae_titles of {asked}"

@@ -37,6 +37,7 @@ from cxrnode.config_values import (
     Integer,
     Keyword,
     Port,
+    Reporters,
     Seconds,
     Somewhere,
     Table,
@@ -229,7 +230,21 @@ class DestinationEntry(Table):
     host: Host
     port: Port
     storage_commitment: bool = True
+    commitment_ae_titles: Reporters = ()
     tls: bool = False
+
+    @property
+    def reporters(self) -> tuple[tuple[str, str], ...]:
+        """(AE title, host) of who may report on storage commitment for it; nobody where it is not asked."""
+        others = [(r.ae_title, r.host or self.host) for r in self.commitment_ae_titles]
+        return ((self.ae_title, self.host), *others) if self.storage_commitment else ()
+
+    @field_validator("commitment_ae_titles")
+    @classmethod
+    def _is_asked(cls, value: Reporters, info: ValidationInfo) -> Reporters:
+        if value and info.data.get("storage_commitment") is False:
+            raise ValueError("is for a destination with storage_commitment = true: this one is never asked")
+        return value
 
 
 class Http(Table):

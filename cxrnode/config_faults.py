@@ -61,7 +61,9 @@ def _what(error: ErrorDetails) -> str:
 
 def _known_keys(loc: Location) -> list[str]:
     table = _example(loc)
-    return list(dict.fromkeys(key for entry in (table if isinstance(table, list) else [table]) for key in entry))
+    return list(
+        dict.fromkeys(key for entry in (_tables(table) if isinstance(table, list) else [table]) for key in entry)
+    )
 
 
 def _shown(error: ErrorDetails) -> str:
@@ -104,5 +106,14 @@ def _example(loc: Location) -> Any:
     """The example's value at `loc`; of an array of tables, the whole or, further in, a key of any of its tables."""
     at: Any = _whole_example()
     for key in (part for part in loc if isinstance(part, str)):
-        at = {k: v for entry in reversed(at) for k, v in entry.items()}[key] if isinstance(at, list) else at[key]
+        at = (
+            {k: v for entry in reversed(_tables(at)) for k, v in entry.items()}[key]
+            if isinstance(at, list)
+            else at[key]
+        )
     return at
+
+
+def _tables(array: list[Any]) -> list[dict[str, Any]]:
+    """Of an array that may hold bare values, too."""
+    return [entry for entry in array if isinstance(entry, dict)]

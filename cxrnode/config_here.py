@@ -87,7 +87,7 @@ def unreachable(config: Config) -> Iterator[str]:
     mend = "set node.bind to an address of this machine, or to 0.0.0.0 for all of them"
     if far := [f"{a.ae_title} at {a.host}" for a in config.receive.allow if not is_loopback(a.host)]:
         yield f"node.bind = {node.bind}: only this machine can connect, not {', '.join(far)} of receive.allow; {mend}"
-    if late := [d.name for d in config.destination if d.storage_commitment and not is_loopback(d.host)]:
+    if late := [d.name for d in config.destination if not all(is_loopback(host) for _, host in d.reporters)]:
         yield (
             f"node.bind = {node.bind}: storage commitment reports that {', '.join(late)} sends on an association of "
             f"its own cannot come in; {mend}"

@@ -124,3 +124,19 @@ class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, hide_input_in_errors=True
     )
+
+
+class Reporter(Table):
+    """Who also reports on storage commitment for a destination; host: of the destination, where it is not given."""
+
+    ae_title: AETitle
+    host: Host | None = None
+
+
+def _reporters(value: object) -> object:
+    """An AE title alone stands for a table."""
+    values = [value] if isinstance(value, str) else value
+    return [{"ae_title": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+
+Reporters = Annotated[tuple[Reporter, ...], BeforeValidator(_reporters)]

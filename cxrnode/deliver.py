@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from cxrnode import metrics
-from cxrnode.committer import Committer
+from cxrnode.committer import Committer, Refused, tell_refused
 from cxrnode.dicom.requestor import SendError
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, StoreScu
 from cxrnode.errors import StorageFullError, StoreAwayError
@@ -240,6 +240,7 @@ class Deliverer:
         timeout_s: float = TIMEOUT_S,
         lease_s: float = LEASE_S,
         ask_again_s: float = ASK_AGAIN_S,
+        report_refused: Refused = tell_refused,
     ) -> None:
         self._stop = threading.Event()
         self._patience = patience
@@ -254,7 +255,7 @@ class Deliverer:
         self._committers = [
             Committer(
                 destination=d, database=database, outbox=outbox, patience=patience, ask_again_s=ask_again_s,
-                calling_ae_title=calling_ae_title, timeout_s=timeout_s,
+                calling_ae_title=calling_ae_title, timeout_s=timeout_s, refused=report_refused,
             )
             for d in destinations
             if d.storage_commitment

@@ -139,7 +139,7 @@ class DestinationDoctor:
 
         def on_report(report: CommitmentReport) -> int:
             answered.set()
-            return record_report(database, Outbox(_ACTOR), report)
+            return record_report(database, Outbox(_ACTOR), report, of={self.peer.key})
 
         with tempfile.TemporaryDirectory() as folder:
             objects = write_study(Path(folder), bundle)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from cxrnode import metrics
-from cxrnode.dicom.status import OUT_OF_RESOURCES
+from cxrnode.dicom.commitment import CommitmentReport
+from cxrnode.dicom.status import OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.loops import Loop
 from cxrnode.repeats import Repeats, SparseLog, Sum
@@ -54,6 +55,7 @@ class _Seen:
     sop_instance_uid: str = ""
     status: str = ""
     why: str = ""
+    transaction_uid: str = ""
     since: str = ""  # of a sum: when the first was
 
 
@@ -88,6 +90,18 @@ class Seen:
         more = {"outcome": "refused", "sop_instance_uid": sop_instance_uid, "status": f"0x{status:04X}", "why": why}
         self._note(_seen("refused", peer, **more))
 
+    def report_refused(self, told: SparseLog, report: CommitmentReport, destination: str, why: str) -> None:
+        """A report on storage commitment from who was not asked, also in the log. Those of a peer are summed up,
+        whatever they name."""
+        peer, status = report.peer, f"0x{PROCESSING_FAILURE:04X}"
+        told.warning(
+            log, f"a storage commitment report of {peer.calling_aet} at {peer.host} does not count: {why}", whose=peer,
+            kind="commitment report", calling_aet=peer.calling_aet, host=peer.host, destination=destination,
+        )  # fmt: skip
+        metrics.report_refused(destination)
+        seen = _seen("commitment_report_refused", peer, outcome="refused", status=status, why=why)
+        self._repeat(seen, replace(seen, transaction_uid=report.transaction_uid))
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One transaction of the store. What waits is in it, and waits on where it fails."""
@@ -104,7 +118,7 @@ class Seen:
                     self._count(seen, count)
             raise
 
-    def loop(self, told: SparseLog) -> Loop:
+    def loop(self, told: SparseLog, name: str = "associations") -> Loop:
         """Writes down what no instance took along, and says in the log what was held back there.
 
         `flush` everything once more when the listeners are closed.
@@ -115,7 +129,7 @@ class Seen:
             self.flush()
             return _FLUSH_S
 
-        return Loop(name="associations", step=step)
+        return Loop(name=name, step=step)
 
     def flush(self, *, everything: bool = False) -> None:
         """`everything`: at the end, also what is summed up until its time."""
@@ -153,10 +167,13 @@ class Seen:
 
     def _sum_up(self, kind: str, peer: Peer, **more: str) -> None:
         exact = _seen(kind, peer, **more)
+        self._repeat(exact, exact)
+
+    def _repeat(self, exact: _Seen, value: _Seen) -> None:
         last = f"{exact.why}; the last of different ones" if exact.why else "the last of different ones"
-        whose = (kind, peer.host), replace(exact, why=last)
-        others = kind, replace(exact, why=f"{last}, from different peers")
-        if told := self._repeats.note((exact, exact), whose, others):
+        whose = (exact.kind, exact.host), replace(value, why=last)
+        others = exact.kind, replace(value, why=f"{last}, from different peers")
+        if told := self._repeats.note((exact, value), whose, others):
             self._add(told)
 
     def _add(self, told: Sum) -> None:
@@ -174,7 +191,7 @@ class Seen:
 
     def _append(self, c: Connection, seen: _Seen, count: int) -> None:
         detail = {"called_aet": seen.called_aet, "host": seen.host, "status": seen.status, "why": seen.why,
-                  "since": seen.since}  # fmt: skip
+                  "transaction_uid": seen.transaction_uid, "since": seen.since}  # fmt: skip
         ledger.append(
             c, seen.kind, actor=self._actor, ae_title=seen.calling_aet, sop_instance_uid=seen.sop_instance_uid,
             outcome=seen.outcome, count=count, **{k: v for k, v in detail.items() if v},

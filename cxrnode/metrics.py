@@ -184,6 +184,10 @@ class _Meters:
             ["device", "label"], buckets=_TENTHS, registry=None,
         )  # fmt: skip
         self.deliver = seconds("cxrnode_deliver_seconds", "From C-STORE of a result to the answer", "destination")
+        self.reports_refused = Counter(
+            "cxrnode_commitment_reports_refused", "Storage commitment reports from others than the destination asked",
+            ["destination"], registry=None,
+        )  # fmt: skip
         self.failures = Gauge(
             _FAILURES, "Failures in a row", ["destination", "service"], registry=None,
             multiprocess_mode="max",
@@ -351,6 +355,12 @@ def scored(device: str, labels: Iterable[str], probabilities: Iterable[float]) -
             _meters.devices.add(device)
     for label, probability in zip(labels, probabilities, strict=True):
         _meters.score.labels(device, label).observe(probability)
+
+
+def report_refused(destination: str) -> None:
+    """A storage commitment report of who was not asked; destination: who was, or "" where nobody was."""
+    if _meters:
+        _meters.reports_refused.labels(destination).inc()
 
 
 def delivered(destination: str, seconds: float) -> None:

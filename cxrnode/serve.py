@@ -24,7 +24,7 @@ from cxrnode.audit.record import os_user, record_model
 from cxrnode.audit.syslog import SyslogServer
 from cxrnode.clock import Clock
 from cxrnode.commit import CommitmentAnswers
-from cxrnode.committer import record_report
+from cxrnode.committer import CommitmentReports
 from cxrnode.config import Config, StatRule, load_config
 from cxrnode.config_here import listening, make_data_dir, why_no_listener
 from cxrnode.deliver import Deliverer
@@ -183,6 +183,10 @@ def run_intake(
             database=database, commitments=Commitments("intake"), root=config.node.data_dir,
             calling_ae_title=config.node.ae_title, peers=_commitment_peers(config, tls),
         )  # fmt: skip
+        reports = CommitmentReports(
+            database=database, outbox=outbox, reporters={d.name: d.reporters for d in config.destination},
+            refused=partial(seen.report_refused, told),
+        )  # fmt: skip
 
         def store(incoming: IncomingInstance) -> int:
             status = intake.store(incoming)
@@ -194,7 +198,7 @@ def run_intake(
 
         handlers = Handlers(
             store=store, has_room=intake.has_room, commit_requested=answers.requested,
-            commit_reported=partial(record_report, database, outbox), association=seen.association,
+            commit_reported=reports.take, association=seen.association,
             refused=refused, echo_only=seen.echo_only, aborted=seen.aborted, log=told,
         )  # fmt: skip
         stack.callback(partial(seen.flush, everything=True))  # when the listeners are closed
@@ -225,7 +229,7 @@ def _listeners(config: Config, incoming: Path, tls: LiveTls) -> list[ListenerOpt
         ae_title=node.ae_title, bind=node.bind, port=node.port, incoming=incoming,
         allow=tuple((a.ae_title, a.host) for a in receive.allow),
         bound={(a.ae_title, a.host): a.certificate for a in receive.allow if a.certificate},
-        commitment_peers=tuple((d.ae_title, d.host) for d in config.destination if d.storage_commitment),
+        commitment_peers=tuple(peer for d in config.destination for peer in d.reporters),
         max_associations=receive.max_associations, max_associations_per_host=receive.max_associations_per_host,
         idle_timeout_s=receive.idle_timeout_s,
     )  # fmt: skip
@@ -329,15 +333,17 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
 
 
 def run_deliver(config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls) -> None:
+    seen, told = Seen(database, actor="deliver"), SparseLog()
     deliverer = Deliverer(
         destinations=destinations(config, tls), root=config.node.data_dir, database=database,
         outbox=Outbox("deliver", ae_titles=_ae_titles(config)), calling_ae_title=config.node.ae_title,
+        report_refused=partial(seen.report_refused, told),
     )  # fmt: skip
     retention = Retention(
         database=database, data_dir=config.node.data_dir, days=config.node.retention_days,
         destinations={d.name: d.storage_commitment for d in config.destination},
     )  # fmt: skip
-    loops = [retention.loop(stopping)]
+    loops = [retention.loop(stopping), seen.loop(told, "refused reports")]
     with ExitStack() as readers:
         if server := syslog_server(config, tls):
             forwarder = Forwarder(
@@ -356,6 +362,8 @@ def run_deliver(config: Config, database: Database, stopping: threading.Event, *
             tell_started()
             stopping.wait()
             deliverer.stop()
+        seen.flush(everything=True)
+        told.flush(everything=True)
 
 
 def syslog_server(config: Config, tls: LiveTls) -> SyslogServer | None:

@@ -137,6 +137,7 @@ _MESSAGES = {
     "commitment_postponed": _Message(outcome=_MINOR),
     "committed": _accessed("R"),
     "commitment_failed": _accessed("R", _SERIOUS),
+    "commitment_report_refused": _authentication(_MINOR),
     "commitment_asked": _Message(from_peer=True),
     "commitment_answered": _Message(from_peer=True),
     "commitment_given_up": _Message(outcome=_SERIOUS, from_peer=True),

@@ -62,6 +62,7 @@ PHRASES = {
     "commitment_postponed": "{destination} was not to be asked for commitment: {status}",
     "committed": "{destination} commits to {sop}",
     "commitment_failed": "{destination} does not keep {sop}: {status}",
+    "commitment_report_refused": "commitment report of {ae} at {host} refused{count:times}{since:since}: {why}",
     "commitment_asked": "{ae} at {host} asks for commitment to {instances:image}",
     "commitment_answered": "{ae} at {host} answered: {kept} kept, {missing} missing",
     "commitment_given_up": "{ae} at {host} gets no answer to its request for commitment: {why}",

@@ -15,7 +15,7 @@ from cxrnode.config_faults import EXAMPLE
 from cxrnode.words import counted
 
 if TYPE_CHECKING:
-    from cxrnode.config import Config, StatRule
+    from cxrnode.config import Config, DestinationEntry, StatRule
 
 app = typer.Typer(
     help="The node's configuration: a file to begin with, and whether yours is right.", no_args_is_help=True
@@ -81,10 +81,7 @@ def _understood(config: Config, expiries: dict[Path, datetime]) -> Iterator[str]
     )
     yield f"report: after {report.study_quiet_s:g} s without a new image; what is not analysed: {report.not_analysed}"
     for d in config.destination:
-        yield (
-            f"destination {d.name}: {d.ae_title} at {_at(d.host, d.port)}"
-            f"{', storage commitment' if d.storage_commitment else ''}{', TLS' if d.tls else ''}"
-        )
+        yield (f"destination {d.name}: {d.ae_title} at {_at(d.host, d.port)}{_commitment(d)}{', TLS' if d.tls else ''}")
     yield f"http: http://{_at(http.bind, http.port)}/healthz /readyz /metrics"
     if file := config.audit.anchor_file:
         every = (
@@ -134,6 +131,13 @@ def _tls_dangers(config: Config, expiries: dict[Path, datetime]) -> Iterator[str
 
 def _shown(certificate: Sequence[str]) -> str:
     return f" (TLS, certificate {' or '.join(certificate)})" if certificate else ""
+
+
+def _commitment(d: DestinationEntry) -> str:
+    if not d.storage_commitment:
+        return ""
+    others = ", ".join(f"{ae_title} from {host}" for ae_title, host in d.reporters[1:])
+    return f", storage commitment{others and f' (reports also of {others})'}"
 
 
 def _at(host: str, port: int) -> str:

@@ -87,7 +87,7 @@ class Handlers:
     store: Callable[[IncomingInstance], int]
     has_room: Callable[[], bool]  # False: data sets are turned away with 0xA700
     commit_requested: Callable[[CommitmentRequest], int]
-    commit_reported: Callable[[CommitmentReport], int]
+    commit_reported: Callable[[CommitmentReport], int]  # from whoever may connect: whose counts is the owner's to say
     # told, and not asked: of an association, and why it was rejected ("" where it was not); of an instance that the
     # listener itself turned away, its SOP Instance UID, the status and why
     association: Callable[[Peer, str], None] = lambda _peer, _why: None
@@ -220,7 +220,7 @@ class _Connection:
         storage = self._may_store(request.calling_aet)
         if not storage and (refusal := self._no_certificate(request.calling_aet)):
             return refusal
-        commitment = storage or _is_among(request.calling_aet, host, options.commitment_peers)
+        commitment = storage or self._reports(request.calling_aet)
         if not commitment and VERIFICATION not in request.abstract_syntaxes:
             return _unknown(request.calling_aet, host, options)
         if not self._listener.gate.establish(self):
@@ -236,8 +236,11 @@ class _Connection:
 
     def _may_store(self, ae_title: str) -> bool:
         options = self._listener.options
-        peers = [peer for peer in options.allow if _is_among(ae_title, self.host, [peer])]
+        peers = [peer for peer in options.allow if is_among(ae_title, self.host, [peer])]
         return any(self._shows(options.bound.get(peer, ())) for peer in peers)
+
+    def _reports(self, ae_title: str) -> bool:
+        return is_among(ae_title, self.host, self._listener.options.commitment_peers)
 
     def _shows(self, wanted: Collection[str]) -> bool:
         return not wanted or any(identity in wanted for identity in self._shown)
@@ -251,7 +254,7 @@ class _Connection:
         if options.tls is None:
             return replace(WITHOUT_TLS, detail="[receive] allow names its certificate: let it send to receive.tls.port")
         if self._shows(wanted):  # but from elsewhere
-            return _unknown(ae_title, self.host, options)
+            return None if self._reports(ae_title) else _unknown(ae_title, self.host, options)
         shown = ", ".join(self._shown)
         return replace(
             NOT_ITS_CERTIFICATE, recorded=f"SHA-256 {self._shown[0]}" if shown else "it shows none",
@@ -285,8 +288,7 @@ class _Connection:
                 refused=handlers.refused,
             )  # fmt: skip
         if field in (N_ACTION_RQ, N_EVENT_REPORT_RQ) and uid == COMMITMENT:
-            reports = _is_among(peer.calling_aet, peer.host, options.commitment_peers)
-            if not (self._may_store(peer.calling_aet) if field == N_ACTION_RQ else reports):
+            if field == N_ACTION_RQ and not self._may_store(peer.calling_aet):
                 return _Answer(NOT_AUTHORISED)
             return CommitmentOperation(
                 peer, context, command,
@@ -311,7 +313,8 @@ class _Answer:
         pass
 
 
-def _is_among(ae_title: str, host: str, peers: Iterable[tuple[str, str]]) -> bool:
+def is_among(ae_title: str, host: str, peers: Iterable[tuple[str, str]]) -> bool:
+    """Whether who calls itself so, at this address, is one of the peers (AE title, host name or IP address)."""
     return any(title.strip() == ae_title and _is_at(host, where) for title, where in peers)
 
 
@@ -327,7 +330,10 @@ def _unknown(ae_title: str, host: str, options: ListenerOptions) -> Refusal:
             seen = f"{hosts}, and this is {host}"
             mend = f'a NAT, or another network card? If it is the same system, allow it with host = "{host}" as well'
             return replace(FROM_ANOTHER_ADDRESS, detail=f"{where} {seen}: {mend}", recorded=seen)
-    detail = f'not in [receive] allow: to take its images, add it there with host = "{host}"'
+    detail = (
+        f'not in [receive] allow: to take its images, add it there with host = "{host}"; if it reports on storage '
+        "commitment, name it in commitment_ae_titles of the [[destination]] that it reports for"
+    )
     return replace(CALLING_NOT_RECOGNISED, detail=detail)
 
 

@@ -235,6 +235,13 @@ class Outbox:
             destination=destination, transaction_uid=transaction_uid, status=status,
         )  # fmt: skip
 
+    def asked_by(self, c: Connection, transaction_uid: str) -> str | None:
+        """The destination that this transaction asked; None where it is not open (any more)."""
+        if not transaction_uid:
+            return None
+        query = select(delivery.c.destination).where(delivery.c.transaction_uid == transaction_uid).limit(1)
+        return c.execute(query).scalar_one_or_none()
+
     def answered(
         self,
         c: Connection,

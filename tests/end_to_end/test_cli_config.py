@@ -77,7 +77,8 @@ def test_what_was_understood(tmp_path: Path) -> None:
         "analyse: bundle default, engine auto, up to 16 images a batch; "
         "before the rest: RequestedProcedurePriority = STAT, what ER sends",
         "report: after 5 s without a new image; what is not analysed: report",
-        "destination pacs: ORTHANC at 127.0.0.1:14242, storage commitment, TLS",
+        "destination pacs: ORTHANC at 127.0.0.1:14242, storage commitment (reports also of ARCHIVE from 127.0.0.1, "
+        "PACS2 from 127.0.0.1), TLS",
         "http: http://127.0.0.1:8080/healthz /readyz /metrics",
         f"audit: the ledger is anchored in {tmp_path / 'anchors.jsonl'}, every 10000 records or 24 hours",
         "retention: received files go 7 days after their results are committed",

@@ -73,7 +73,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     )  # fmt: skip
     handlers = Handlers(
         store=lambda _: NOT_AUTHORISED, has_room=lambda: False, commit_requested=lambda _: NOT_AUTHORISED,
-        commit_reported=lambda report: record_report(database, outbox(), report),
+        commit_reported=lambda report: record_report(database, outbox(), report, of={"pacs"}),
     )  # fmt: skip
     with start_listener(options, handlers) as listener:
         node = {"AET": CALLING_AE_TITLE, "Host": "127.0.0.1", "Port": listener.port, "AllowStorageCommitment": True}

@@ -68,6 +68,7 @@ class FaultyPacs:
     reports: list[int | None] = field(default_factory=list)  # what its reports were answered with
     unsent: list[Dataset] = field(default_factory=list)  # reports for the middle of a release
     report_after_s: float = 0.05
+    claims: str = ""  # the Transaction UID that it reports on, in the place of that it was asked for
     releases: int = 0  # that it was asked for, or asked for itself
     data_sets: list[Dataset] = field(default_factory=list)
     keeps: bool = True  # the data sets
@@ -154,7 +155,7 @@ class FaultyPacs:
 
     def _report(self, information: Dataset) -> Dataset:
         report = Dataset()
-        report.TransactionUID = information.TransactionUID
+        report.TransactionUID = self.claims or information.TransactionUID
         kept, lost = [], []
         for item in information.ReferencedSOPSequence:
             uid = item.ReferencedSOPInstanceUID
@@ -177,7 +178,9 @@ class FaultyPacs:
             ae = AE(ae_title=self.report_as)
             ae.add_requested_context(StorageCommitmentPushModel)
             host, port = self.report_to
-            assoc = ae.associate(host, port, ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)])
+            assoc = ae.associate(
+                host, port, ae_title="CXRNODE", ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)]
+            )
             if not assoc.is_established:
                 self.reports.append(None)
                 return

@@ -97,6 +97,12 @@ def test_the_example_holds_every_key_there_is() -> None:
 PEER = 'ae_title = "A", host = "h"'
 PACS = '[[destination]]\nname = "pacs"\nae_title = "A"\nhost = "h"\nport = 104\n'
 FAULTS = [
+    (f'{PACS}commitment_ae_titles = [""]', 'destination[0].commitment_ae_titles[0].ae_title = ""', "1 to 16 printable"),
+    (f'{PACS}commitment_ae_titles = ["A", {{ host = "h" }}]', "commitment_ae_titles[1].ae_title", "is missing"),
+    (f'{PACS}commitment_ae_titles = [{{ ae_title = "B", host = "h:1" }}]', "commitment_ae_titles[0].host", "host name"),
+    (f'{PACS}commitment_ae_titles = [{{ ae_title = "B", at = "h" }}]', "commitment_ae_titles[0].at", "unknown key"),
+    (f"{PACS}commitment_ae_titles = 5", "commitment_ae_titles = 5", "should be an array"),
+    (f'{PACS}storage_commitment = false\ncommitment_ae_titles = ["B"]', "commitment_ae_titles", "is never asked"),
     ("node = 5", "node = 5: should be a table", 'node = { ae_title = "CXRNODE", '),
     ("[node]\nport = 0", "node.port = 0: should be greater than or equal to 1", "port = 11112"),
     ("[node]\nport = true", "node.port = true: should be a number", "port = 11112"),
@@ -364,3 +370,18 @@ def test_a_password_is_not_repeated_by_an_error(folder: Path, text: str) -> None
         load_config(path)
     chain: list[BaseException | None] = [e.value, e.value.__cause__, e.value.__context__]
     assert not any(SECRET in str(error) for error in chain)
+
+
+def test_who_else_reports_on_commitment(tmp_path: Path) -> None:
+    """At the destination's host, where none is given; nobody for a destination that is not asked."""
+    file = tmp_path / "cxrnode.toml"
+    for value, others in (
+        ('"B"', [("B", "h")]),
+        ('["B", { ae_title = "C", host = "10.0.0.6" }]', [("B", "h"), ("C", "10.0.0.6")]),
+        ("[]", []),
+    ):
+        file.write_text(f"{PACS}commitment_ae_titles = {value}\n")
+        (destination,) = load_config(file).destination
+        assert list(destination.reporters) == [("A", "h"), *others]
+    file.write_text(f"{PACS}storage_commitment = false\n")
+    assert load_config(file).destination[0].reporters == ()

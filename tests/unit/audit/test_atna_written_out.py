@@ -103,6 +103,7 @@ SHAPES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "commitment_postponed": ("commitment_postponed", "", "E", "4", "", "", NODE_ASKED),
     "committed": ("110103", "", "R", "0", "", "", NODE_ASKED),
     "commitment_failed": ("110103", "", "R", "8", "", "", NODE_ASKED),
+    "commitment_report_refused": ("110113", "110126", "E", "4", "", "", PEER_ASKED),
     "commitment_asked": ("commitment_asked", "", "E", "0", "", "", PEER_ASKED),
     "commitment_answered": ("commitment_answered", "", "E", "0", "", "", PEER_ASKED),
     "commitment_given_up": ("commitment_given_up", "", "E", "8", "", "", PEER_ASKED),

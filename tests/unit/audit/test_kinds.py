@@ -99,6 +99,8 @@ READS: list[tuple[str, dict[str, Any], str]] = [
     ("commitment_postponed", {**AT, "status": "away"}, "archive was not to be asked for commitment: away"),
     ("committed", {**AT, **SOP}, "archive commits to 1.2.3"),
     ("commitment_failed", {**AT, **SOP, "status": "0x0112"}, "archive does not keep 1.2.3: 0x0112"),
+    ("commitment_report_refused", {**PEER, "count": 2, "since": "10:00", "why": "archive was asked"},
+     "commitment report of PACS at 10.0.0.9 refused (2 times) since 10:00: archive was asked"),
     ("commitment_asked", {**PEER, "instances": 1}, "PACS at 10.0.0.9 asks for commitment to 1 image"),
     ("commitment_answered", {**PEER, "kept": 3, "missing": 0}, "PACS at 10.0.0.9 answered: 3 kept, 0 missing"),
     ("commitment_given_up", {**PEER, "why": "gone"},

@@ -102,7 +102,6 @@ def test_a_commitment_report_is_handed_over(node: Node, *, roles: bool) -> None:
 
 def test_a_bad_commitment_report_is_refused(node: Node) -> None:
     ds = asked("1.2.3")
-    assert report(node, ds, calling=PACS) == 0x0124
     assert report(node, ds, event=3) == 0x0113
     ds.FailedSOPSequence = [reference("1.2.4")]  # without its reason
     assert report(node, ds, event=2) == 0x0115
