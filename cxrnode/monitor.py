@@ -30,7 +30,7 @@ from cxrnode.config import EXPIRY_NOTICE, Config, TlsTable
 from cxrnode.errors import ConfigError, StorageFullError, StoreError
 from cxrnode.metrics import ThreadState
 from cxrnode.store.database import Database
-from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs
+from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs, uncommitted
 from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
 from cxrnode.supervisor import Alone, Supervisor
 from cxrnode.types import NOTES, Outcome, Reason
@@ -40,6 +40,7 @@ from cxrnode.writable import failing, prove_file
 _CONNECT_S = 2.0
 _UNANSWERED_S = 10.0  # that a stored instance may wait: senders give up after some tens of seconds
 _ANCHOR_LATE_H = 1.0
+_UNCOMMITTED_H = 6.0  # most archives commit within minutes; retention keeps what waits
 _PROOF = "proof"  # setting: written to see whether it can be
 _PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
 _OUTCOMES = [(Outcome.ANALYSED.value, "")] + [
@@ -93,6 +94,8 @@ class Monitor:
             found["anchor"] = self._anchor
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
+        for name in self._committing:
+            found[f"commitment {name}"] = lambda name=name: self._uncommitted(name)  # type: ignore[misc]
         return found
 
     def metrics(self) -> Iterator[Metric]:
@@ -121,6 +124,7 @@ class Monitor:
         names = [entry.name for entry in self.config.destination]
         with self.database.read() as c:
             jobs, deliveries, oldest = open_jobs(c), open_deliveries(c, names), oldest_waiting(c)
+            late = uncommitted(c, self._committing)
             engine, fallback = (Queue("monitor").get_setting(c, key) for key in (ENGINE, FALLBACK))
         clock = self.clock.look(self.database)
         yield _gauge("cxrnode_clock_doubted", "1 while this machine's clock is not believed", {(): bool(clock.why)})
@@ -133,6 +137,16 @@ class Monitor:
         yield _gauge(
             "cxrnode_undelivered", "Results that wait to be sent, or were refused (up to 10000)", deliveries,
             "destination", "state",
+        )  # fmt: skip
+        numbers = {(name,): number for name, (number, _) in late.items()}
+        yield _gauge(
+            "cxrnode_uncommitted", "Results that a destination took and did not commit to yet (up to 10000)", numbers,
+            "destination",
+        )  # fmt: skip
+        ages = {(name,): max(0.0, now - since) if number else 0.0 for name, (number, since) in late.items()}
+        yield _gauge(
+            "cxrnode_uncommitted_age_seconds", "Since a destination took the oldest result that it did not commit to",
+            ages, "destination",
         )  # fmt: skip
         info = {(engine["engine"], engine["bundle"], engine["digest"]): 1} if engine else {}
         yield _gauge("cxrnode_engine_info", "The engine in use", info, "engine", "bundle", "digest")
@@ -269,6 +283,22 @@ class Monitor:
         hours = (time.time() - at.timestamp()) / 3600 if at else 0.0
         late = hours > self.config.audit.anchor_every_hours + _ANCHOR_LATE_H
         return f"the newest anchor of the ledger is {hours:.0f} hours old (the log says why)" if late else None
+
+    @property
+    def _committing(self) -> list[str]:
+        """The destinations that are asked to commit."""
+        return [entry.name for entry in self.config.destination if entry.storage_commitment]
+
+    def _uncommitted(self, name: str) -> str | None:
+        with self.database.read() as c:
+            number, since = uncommitted(c, [name])[name]
+        hours = (time.time() - since) / 3600 if number else 0.0
+        if hours <= _UNCOMMITTED_H:
+            return None
+        return (
+            f"{counted(number, 'result')} not committed, the oldest taken {hours:.0f} hours ago, and kept here until "
+            "then: does it report (to node.port, from an AE title in commitment_ae_titles)? See cxrnode doctor"
+        )
 
     def _destination(self, name: str) -> str | None:
         with self.database.read() as c:

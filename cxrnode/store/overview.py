@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, or_, select, true
 
 from cxrnode.store.ledger import identifier
-from cxrnode.store.outbox import PENDING, REFUSED
+from cxrnode.store.outbox import PENDING, REFUSED, SENT
 from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, ROUTINE, STAT
 from cxrnode.store.schema import delivery, instance, job, ledger, result
 from cxrnode.types import Outcome
@@ -118,6 +118,10 @@ def _up_to_most(condition: ColumnElement[bool]) -> Any:
 _OPEN_JOBS = _up_to_most(job.c.state == bindparam("state"))
 _AT = delivery.c.destination == bindparam("where")
 _OPEN_DELIVERIES = _up_to_most(_AT & (delivery.c.state == bindparam("state")))
+# of two ends of the index: what was asked for waits as long again as it took, so that the oldest is at the far one
+_SENT = select(delivery.c.updated_at).where(_AT & (delivery.c.state == SENT))
+_ENDS = [_SENT.order_by(end).limit(MOST).subquery() for end in (delivery.c.not_before, delivery.c.not_before.desc())]
+_OLDEST_SENT = [select(func.min(end.c.updated_at)) for end in _ENDS]
 _OLDEST = (
     select(instance.c.received_at)
     .join(job, job.c.id == instance.c.id)
@@ -143,6 +147,17 @@ def open_deliveries(c: Connection, destinations: Iterable[str]) -> dict[tuple[st
     """(destination, state) -> how many results wait to be sent or were refused, up to MOST."""
     pairs = [(d, state) for d in destinations for state in (PENDING, REFUSED)]
     return {(d, s): c.execute(_OPEN_DELIVERIES, {"where": d, "state": s}).scalar_one() for d, s in pairs}
+
+
+def uncommitted(c: Connection, destinations: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """Of destinations that do storage commitment: how many results they took and did not commit to yet, up to MOST, and
+    when they took the oldest, seconds since 1970; (0, 0.0) where there is none."""
+    found = {}
+    for d in destinations:
+        number = c.execute(_OPEN_DELIVERIES, {"where": d, "state": SENT}).scalar_one()
+        oldest = [c.execute(query, {"where": d}).scalar_one() for query in _OLDEST_SENT] if number else [0.0]
+        found[d] = int(number), float(min(oldest))
+    return found
 
 
 def oldest_waiting(c: Connection) -> dict[int, float]:

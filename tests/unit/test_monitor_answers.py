@@ -16,8 +16,12 @@ from cxrnode.config import load_config
 from cxrnode.monitor import Monitor
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
+from cxrnode.store.outbox import Outbox
+from cxrnode.store.queue import Lease
 from cxrnode.supervisor import Supervisor
+from cxrnode.types import Destination
 from tests.support.awaiting import await_true
+from tests.support.outbox import queue_up
 
 # an intake with two instances in hand; each line that it reads ends the wait of one, the older first
 STAGE = """
@@ -106,4 +110,48 @@ def test_an_anchor_that_is_overdue_is_a_warning(tmp_path: Path, monkeypatch: pyt
     assert warning() == "the newest anchor of the ledger is 30 hours old (the log says why)"
     monkeypatch.setattr(time, "time", lambda: now + 24 * 3600)
     assert warning() is None
+    database.close()
+
+
+def test_results_that_stay_uncommitted_are_a_gauge_and_in_the_end_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "cxrnode.toml"
+    entry = '[[destination]]\nname = "{}"\nae_title = "A"\nhost = "127.0.0.1"\nport = 104\n'
+    config.write_text(
+        '[node]\ndata_dir = "."\n' + entry.format("pacs") + entry.format("plain") + "storage_commitment = false\n"
+    )
+    database, now = Database(tmp_path / "ledger.sqlite"), time.time()
+    watch = Monitor(
+        config=load_config(config), database=database, supervisor=Supervisor(config=config, stages=["deliver"])
+    )
+    destinations = [Destination(ae_title="A", host="127.0.0.1", port=104, name=name) for name in ("pacs", "plain")]
+    outbox = Outbox("test")
+    for study, hours in ((1, 7), (2, 5)):
+        queue_up(database, tmp_path, *destinations, studies=range(study, study + 1))
+        for d in destinations:
+            with database.begin() as c:
+                for one in outbox.claim(c, d.key, Lease(owner="me", now=now, seconds=30.0), limit=10):
+                    outbox.sent(c, one, owner="me", now=now - hours * 3600, status="0x0000")
+
+    def gauge(name: str) -> dict[str, float]:
+        return {s.labels["destination"]: s.value for m in watch.metrics() for s in m.samples if s.name == name}
+
+    assert "commitment plain" not in watch.warnings
+    warning = watch.warnings["commitment pacs"]
+    assert gauge("cxrnode_uncommitted") == {"pacs": 4}
+    assert gauge("cxrnode_uncommitted_age_seconds") == {"pacs": pytest.approx(7 * 3600, abs=60)}
+    assert str(warning()).startswith("4 results not committed, the oldest taken 7 hours ago")
+    with database.begin() as c:  # what is asked for again and again waits longest for its next request
+        outbox.requested(c, "pacs", "1.2.3", now=now, limit=2)
+    assert gauge("cxrnode_uncommitted_age_seconds") == {"pacs": pytest.approx(7 * 3600, abs=60)}
+    with database.begin() as c:
+        outbox.answered(c, "1.2.3", ["1.2.826.0.1.1.9.1", "1.2.826.0.1.1.9.2"], [], now=now)
+    assert warning() is None
+    assert gauge("cxrnode_uncommitted") == {"pacs": 2}
+    assert gauge("cxrnode_uncommitted_age_seconds") == {"pacs": pytest.approx(5 * 3600, abs=60)}
+    with database.begin() as c:
+        outbox.requested(c, "pacs", "1.2.4", now=now, limit=2)
+        outbox.answered(c, "1.2.4", ["1.2.826.0.1.2.9.1", "1.2.826.0.1.2.9.2"], [], now=now)
+    assert gauge("cxrnode_uncommitted") == gauge("cxrnode_uncommitted_age_seconds") == {"pacs": 0}
     database.close()
