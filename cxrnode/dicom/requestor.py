@@ -124,13 +124,15 @@ def tear_down(assoc: Association) -> None:
             with suppress(OSError):
                 raw.send(_ABORT, socket.MSG_DONTWAIT)
         force_down(raw)
-    assoc.dimse.msg_queue.put((None, None))  # who waits for a response
-    assoc.dul.to_user_queue.put(A_P_ABORT())  # who waits for the answer to a release, or to the association's request
     for thread in (assoc.dul, assoc):
         if thread.is_alive() and thread is not threading.current_thread():
             thread.join(_END_S)
             if thread.is_alive():
                 log.warning("a thread of an association that is over still runs: %s", thread.name)
+    # only now, when no thread of its own is there to take them from who waits: for a response, for the answer to a
+    # release or to the association's request
+    assoc.dimse.msg_queue.put((None, None))
+    assoc.dul.to_user_queue.put(A_P_ABORT())
     assoc._is_paused = True  # its thread may have taken it back
     if raw is not None and not assoc.dul.is_alive():
         raw.close()
