@@ -42,7 +42,7 @@ from cxrnode.in_hand import (
 )
 from cxrnode.inference import Inference, Said
 from cxrnode.outcomes import Outcomes, of_unexpected
-from cxrnode.pool import Pool, Task, WorkerCrashedError
+from cxrnode.pool import NoWorkerError, Pool, Task, WorkerCrashedError
 from cxrnode.report.context import ReportContext
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
@@ -276,13 +276,13 @@ class Analyser:
     def _move(self, step: JobStep, on: Callable[[], JobStep]) -> None:
         """`step` to the state that `on` comes to; what nobody expects there is the outcome of this job alone.
 
-        What is the store's, the disk's or the engine's trouble is no job's, and ends `run`.
+        What is the store's, the disk's, the engine's or the workers' trouble is no job's, and ends `run`.
         """
         if not self._jobs.holds(step):  # its lease was lost meanwhile
             return
         try:
             to = on()
-        except (StoreError, StorageFullError, EngineError):
+        except (StoreError, StorageFullError, EngineError, NoWorkerError):
             raise
         except Exception as e:  # noqa: BLE001 (it costs its own job)
             to = Committing(finding=Finding(job=step.job, rejection=of_unexpected(e)))
@@ -406,7 +406,7 @@ class Analyser:
             return Rejection(reason=Reason.RESULT_INVALID, detail=str(e))
         except WorkerCrashedError:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")
-        except StorageFullError:
+        except (StorageFullError, NoWorkerError):
             raise
         except Exception as e:  # noqa: BLE001 (it costs its own job, or study)
             return of_unexpected(e)

@@ -26,7 +26,7 @@ from cxrnode.intake_archive import take_in
 from cxrnode.item import path_text
 from cxrnode.logs import begin_command
 from cxrnode.outlast import Outlast
-from cxrnode.pool import Pool, default_workers, inference_threads
+from cxrnode.pool import NoWorkerError, Pool, default_workers, inference_threads
 from cxrnode.report.context import ReportContext
 from cxrnode.results import Results, counts, write_run
 from cxrnode.store import ledger
@@ -194,7 +194,7 @@ class BatchRun:
                 on_reported=lambda studies: self.results.append_studies(self.database, studies),
             )  # fmt: skip
 
-        Outlast(make=analyser, outlasts=(StoreAwayError,), most_s=_AWAY_S).run()
+        Outlast(make=analyser, outlasts=(StoreAwayError, NoWorkerError), most_s=_AWAY_S).run()
 
     def _send(self, destination: Destination) -> None:
         self.progress.phase(f"sending to {destination}", None)

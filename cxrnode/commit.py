@@ -16,11 +16,11 @@ from cxrnode.dicom.commit_report import report_commitment
 from cxrnode.dicom.commitment import CommitmentRequest
 from cxrnode.dicom.requestor import NoAssociationError, SendError
 from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS
-from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.logs import words
 from cxrnode.loops import Loop
 from cxrnode.store.commitments import Commitments, OpenRequest
 from cxrnode.store.database import Database
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import Destination
 
 NO_SUCH_OBJECT_INSTANCE = 0x0112  # failure reason, PS3.3 section C.14.1.1
@@ -63,9 +63,9 @@ class CommitmentAnswers:
             return _POLL_S
         try:
             self._answer(asked)
-        except (StoreAwayError, StorageFullError):  # not this one's fault
-            raise
         except Exception as e:
+            if is_trouble(e):  # not this one's fault
+                raise
             log.exception("%s at %s: storage commitment cannot be answered", asked.calling_aet, asked.host)
             metrics.thread_survived("commitment answers")
             self._set_aside(asked, words(e))

@@ -22,13 +22,13 @@ from cxrnode import metrics
 from cxrnode.committer import Committer, Refused, tell_refused
 from cxrnode.dicom.requestor import SendError
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, StoreScu
-from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.logs import words
 from cxrnode.loops import Loop, beat
 from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import ASK_AGAIN_S, LONGEST_WAIT_S, Delivery, Outbox
 from cxrnode.store.queue import Lease
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import Destination
 
 LEASE_S = 30.0  # renewed three times as often
@@ -133,9 +133,11 @@ class Sender:
         """One that raises what nobody expects is set aside, and holds up no other."""
         try:
             self._send(scu, d)
-        except (SendError, StoreAwayError, StorageFullError):  # not its fault: the next one would fare no better
+        except SendError:  # not its fault: the next one would fare no better
             raise
         except Exception as e:
+            if is_trouble(e):  # nor is this
+                raise
             log.exception("%s: a result could not be sent", self.destination, extra=_named(d))
             metrics.thread_survived(f"send {self.destination.key}")
             if d.attempts + 1 >= _MOST_ERRORS:

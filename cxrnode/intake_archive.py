@@ -16,9 +16,10 @@ from pathlib import Path
 from cxrnode.archive import iter_items
 from cxrnode.errors import unexpected
 from cxrnode.item import Item
-from cxrnode.pool import Pool, Task, WorkerCrashedError
+from cxrnode.pool import NoWorkerError, Pool, Task, WorkerCrashedError
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import NewItem, Reason, Rejection
 from cxrnode.workers import scan
 
@@ -103,12 +104,17 @@ def _store(
 ) -> None:
     try:
         scanned = pool.result(task)
+    except NoWorkerError:
+        raise
     except Exception:  # noqa: BLE001 (whatever it was, one item of the chunk is to blame)
         scanned = [_scan_alone(item, pool) for item in chunk]
     try:
         with database.begin() as c:
             queue.add(c, scanned, now=now)
-    except Exception:  # noqa: BLE001 (a header that the store cannot hold costs its own item)
+    except Exception as e:
+        if is_trouble(e):
+            raise
+        # a header that the store cannot hold costs its own item
         for item in scanned:
             _store_alone(item, database, queue, now)
     on_scanned(len(scanned))
@@ -119,17 +125,21 @@ def _scan_alone(item: Item, pool: Pool) -> NewItem:
         return pool.result(pool.submit(scan, [item]))[0]
     except WorkerCrashedError:
         why = Rejection(reason=Reason.DECODER_CRASHED, detail="while its header was read")
+    except NoWorkerError:
+        raise
     except Exception as e:  # noqa: BLE001 (one item's trouble is that item's row)
         why = unexpected(e)
     return NewItem(path=item.path, location=item.location(), rejection=why)
 
 
 def _store_alone(item: NewItem, database: Database, queue: Queue, now: float) -> None:
-    """Raises what the store raises where it refuses even the bare row: then it is the store that is in trouble."""
+    """Raises StoreError, StorageFullError where the store is in trouble, or refuses even the bare row."""
     try:
         with database.begin() as c:
             queue.add(c, [item], now=now)
-    except Exception as e:  # noqa: BLE001 (see above)
+    except Exception as e:
+        if is_trouble(e):
+            raise
         bare = NewItem(path=item.path, location=item.location, rejection=unexpected(e))
         with database.begin() as c:
             queue.add(c, [bare], now=now)

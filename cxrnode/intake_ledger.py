@@ -21,11 +21,11 @@ from sqlalchemy import Connection
 from cxrnode import metrics
 from cxrnode.dicom.commitment import CommitmentReport
 from cxrnode.dicom.status import OUT_OF_RESOURCES, PROCESSING_FAILURE
-from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.loops import Loop
 from cxrnode.repeats import Repeats, SparseLog, Sum
 from cxrnode.store import ledger
 from cxrnode.store.database import Database, is_away
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import Peer
 
 _FLUSH_S = 1.0
@@ -158,9 +158,9 @@ class Seen:
         try:
             with self._database.begin() as c:
                 self._append(c, seen, count)
-        except (StoreAwayError, StorageFullError):
-            raise
-        except Exception:
+        except Exception as e:
+            if is_trouble(e):
+                raise
             log.exception("what the listener saw cannot be recorded: %s", seen.kind, extra={"host": seen.host})
             metrics.thread_survived("associations")
         self._suspects.popleft()

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DataError, IntegrityError
 
-from cxrnode.errors import StorageFullError, StoreError, unexpected
+from cxrnode.errors import unexpected
 from cxrnode.in_hand import Reported
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.studies import Studies
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import Rejection, Report, Study
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Outcomes:
             with self.database.begin() as c:
                 return sum([self.queue.finish(c, finding, owner=self.owner) for finding in findings])
         except Exception as e:
-            if _is_of_the_store(e):
+            if is_trouble(e):
                 raise
             if len(findings) > 1:
                 return sum([self.finish([finding]) for finding in findings])
@@ -61,7 +61,7 @@ class Outcomes:
             with self.database.begin() as c:
                 return [step.study.study_instance_uid for step in steps if self._close(c, step)]
         except Exception as e:
-            if _is_of_the_store(e):
+            if is_trouble(e):
                 raise
             if len(steps) > 1:
                 return [uid for step in steps for uid in self.close([step])]
@@ -89,9 +89,3 @@ def _log_reports(study: Study, reports: Sequence[Report]) -> None:
     for report in reports:
         if report.held_back:
             log.error("a report of study %s is held back: %s", uid, report.held_back.text)
-
-
-def _is_of_the_store(error: Exception) -> bool:
-    """The disk or the database is in trouble: not where the database is well, and will not have these values."""
-    of_data = isinstance(error.__cause__, DataError | IntegrityError)
-    return isinstance(error, StorageFullError) or (isinstance(error, StoreError) and not of_data)

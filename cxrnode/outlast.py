@@ -1,4 +1,4 @@
-"""The analyse stage through an outage of the database, or a full disk: it waits, and goes on by itself.
+"""The analyse stage through trouble of the database, the disk or the workers: it waits, and goes on by itself.
 
 What was in hand is handed back as soon as the database is there again, and counts as no attempt of any image: only the
 death of a process may be an image's doing, and this one lives. The engine stays as it is.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cxrnode.analyse import Analyser
 from cxrnode.errors import CxrnodeError, StorageFullError, StoreError
+from cxrnode.pool import NoWorkerError
 from cxrnode.store import unclaimed
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0  # doubled with each failure in a row
@@ -37,7 +38,7 @@ class Outlast:
     make: Callable[[], Analyser]
     stopping: threading.Event = field(default_factory=threading.Event)
     notes: Path | None = None
-    outlasts: tuple[type[CxrnodeError], ...] = (StoreError, StorageFullError)
+    outlasts: tuple[type[CxrnodeError], ...] = (StoreError, StorageFullError, NoWorkerError)
     on_full: Callable[[], None] = lambda: None
     most_s: float = math.inf
     _waits_since: float | None = None  # monotonic seconds
@@ -91,7 +92,7 @@ class Outlast:
         now = time.monotonic()
         if self._waits_since is None:
             self._waits_since = now
-            what = "room" if self._is_full else "the database"
+            what = "room" if self._is_full else "workers" if isinstance(error, NoWorkerError) else "the database"
             log.error("analyse waits for %s, and then goes on by itself: %s", what, error)
         if now - self._waits_since > self.most_s:
             self._leave(held)

@@ -15,9 +15,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -32,11 +32,23 @@ CPU_S = 60.0  # of processor time for one task: a report on a thousand images ta
 WALL_S = 300.0  # and of time in all, for a file system that does not answer
 DATA_BYTES = 512 * 2**20  # that a task may take beyond what its worker has at its start
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_ALONE_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before a task is tried alone whose worker was killed
 _POLITE_S = 5.0  # for a worker without a task to end by itself
 
 
 class WorkerCrashedError(Exception):
-    """The task killed its worker process, twice, or was stopped because it took too much time."""
+    """The task killed its worker process, twice, or was stopped because it took too much time.
+
+    SIGKILL is no crash: it comes from outside, for the most part where the system is out of memory. A task whose worker
+    was killed so is tried again with no other beside it, and only where that does not help, time after time, is it to
+    blame itself.
+    """
+
+
+class NoWorkerError(CxrnodeError):
+    """No worker process could be started: no task is to blame, and each may be tried again."""
+
+    exit_code = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +102,8 @@ class Pool:
         self._waiting: deque[Task[Any]] = deque()
         self._running = self._running_first = 0
         self._hurry = self._closing = False
+        self._solitary = 0  # of those that run: tasks that are to run alone
+        self._solitude = threading.Lock()
         self._threads = [threading.Thread(target=self._serve, name=f"worker {n}", daemon=True) for n in range(workers)]
         for thread in self._threads:  # the workers start while the caller loads its engine
             thread.start()
@@ -133,7 +147,7 @@ class Pool:
     def _serve(self) -> None:
         """On a thread: one worker, and the tasks that it gets."""
         worker = None
-        with suppress(OSError):  # whose task it is will be told, if it cannot be started then either
+        with suppress(NoWorkerError):  # whose task it is will be told, if it cannot be started then either
             worker = _Worker(self._begin)
         while (task := self._next()) is not None:
             try:
@@ -164,7 +178,7 @@ class Pool:
             return task
 
     def _may_run(self) -> bool:
-        if not self._waiting:
+        if not self._waiting or self._solitary:
             return False
         return not self._hurry or self._waiting[0].first or self._running == self._running_first
 
@@ -174,21 +188,60 @@ class Pool:
         except _Died as died:
             if died.too_long:
                 raise WorkerCrashedError(str(died)) from None
-        again = _Worker(self._begin)  # something else may have been to blame: the system was out of memory
-        try:
-            return again.run(task)
+        try:  # something else may have been to blame
+            return self._run_anew(task)
         except _Died as died:
-            raise WorkerCrashedError(str(died)) from None
+            if not died.killed:
+                raise WorkerCrashedError(str(died)) from None
+        return self._run_alone(task)
+
+    def _run_anew(self, task: Task[T]) -> T:
+        """In a worker of its own."""
+        worker = _Worker(self._begin)
+        try:
+            return worker.run(task)
         finally:
-            again.end()
+            worker.end()
+
+    def _run_alone(self, task: Task[T]) -> T:
+        """With no other beside it: what they take together may be more memory than there is."""
+        died: _Died | None = None
+        with self._alone():
+            for wait_s in _ALONE_WAITS_S:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, wait_s)
+                try:
+                    return self._run_anew(task)
+                except _Died as e:
+                    died = e
+                    if not e.killed:
+                        break
+        raise WorkerCrashedError(f"{died}, also with no other task beside it")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No task is begun, and those that run have come to their end."""
+        with self._changed:
+            self._solitary += 1
+            self._changed.notify_all()
+        try:
+            with self._solitude:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._running == self._solitary)
+                yield
+        finally:
+            with self._changed:
+                self._solitary -= 1
+                self._changed.notify_all()
 
 
 class _Died(Exception):  # noqa: N818 (a signal inside this module)
     """A worker ended with its task."""
 
-    def __init__(self, why: str, *, too_long: bool) -> None:
+    def __init__(self, why: str, *, too_long: bool = False, killed: bool = False) -> None:
         super().__init__(why)
         self.too_long = too_long
+        self.killed = killed  # by SIGKILL, which is not the task's own signal
 
 
 class _Worker:
@@ -197,12 +250,26 @@ class _Worker:
     _starting = threading.Lock()
 
     def __init__(self, begin: Callable[[], None]) -> None:
+        try:
+            self._start(begin)
+        except (OSError, EOFError, MemoryError) as e:  # EOFError: the server that forks them is gone
+            why = getattr(e, "strerror", None) or type(e).__name__
+            raise NoWorkerError(
+                f"no worker process can be started ({why}): is there memory left, and may this user have more "
+                "processes and open files?"
+            ) from e
+        self.alive = True
+
+    def _start(self, begin: Callable[[], None]) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=_work, args=(theirs, begin), daemon=True)
-        with self._starting, theirs:
-            self._process.start()
-        self.alive = True
+        try:
+            with self._starting, theirs:
+                self._process.start()
+        except BaseException:
+            self._connection.close()
+            raise
 
     def run(self, task: Task[T]) -> T:
         """The task's result, or its exception. Raises _Died where the worker ended with it, or had to be ended."""
@@ -228,7 +295,7 @@ class _Worker:
             why = "it took too much processor time"
         elif not why:
             why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
-            return _Died(why, too_long=False)
+            return _Died(why, killed=code == -signal.SIGKILL)
         return _Died(why, too_long=True)
 
     def end(self) -> None:

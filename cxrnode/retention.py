@@ -25,7 +25,6 @@ from sqlalchemy import Connection, select, update
 
 from cxrnode import metrics
 from cxrnode.clock import Clock
-from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.loops import Loop, beat
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -33,6 +32,7 @@ from cxrnode.store.outbox import COMMITTED, SENT
 from cxrnode.store.queue import REPORTED
 from cxrnode.store.schema import delivery, instance, job, result, study
 from cxrnode.store.schema import ledger as ledger_table
+from cxrnode.store.trouble import is_trouble
 from cxrnode.types import Outcome
 from cxrnode.words import counted
 
@@ -140,9 +140,9 @@ class Retention:
         """A study at which something is wrong keeps its files, and the next ones go."""
         try:
             return self._visit(uid, over, elapsed)
-        except (StoreAwayError, StorageFullError):  # so would the next ones
-            raise
-        except Exception:
+        except Exception as e:
+            if is_trouble(e):  # so would the next ones
+                raise
             log.exception("retention leaves a study alone", extra={"study_instance_uid": uid})
             metrics.thread_survived("retention")
             return 0

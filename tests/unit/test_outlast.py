@@ -17,6 +17,7 @@ from sqlalchemy import Connection, select, update
 from cxrnode import outlast
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.outlast import Outlast
+from cxrnode.pool import NoWorkerError
 from cxrnode.store import unclaimed
 from cxrnode.store.database import Database
 from cxrnode.store.queue import CLAIMED, Queue
@@ -210,6 +211,27 @@ def test_a_full_disk_is_told_to_be_over_when_something_was_committed(
     lines = [r.getMessage() for r in caplog.records]
     assert [line[:22] for line in lines] == ["analyse waits for room", "analyse goes on, after"]
     assert attempts(database) == {("reported", 1)}
+
+
+@pytest.mark.parametrize("call", ["decode", "make_capture", "make_sr"])
+def test_no_memory_for_workers_is_nobodys_outcome(
+    database: Database, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cxrnode.outlast")
+    left = 12
+
+    def sometimes(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left > 0:
+            raise NoWorkerError("no worker process can be started")
+        return DOES[call](*args)
+
+    Outlast(make=lambda: analyser(database, World(Script(), does={call: sometimes}), Told())).run()
+    assert attempts(database) == {("reported", 1)}
+    with database.read() as c:
+        assert set(c.execute(select(job.c.outcome)).scalars()) == {"analysed"}
+    assert caplog.records[0].getMessage().startswith("analyse waits for workers, and then goes on by itself")
 
 
 # -- what counts

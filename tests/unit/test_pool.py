@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cxrnode.pool import DATA_BYTES, Pool, WorkerCrashedError
+from cxrnode.pool import DATA_BYTES, NoWorkerError, Pool, WorkerCrashedError
 
 
 def double_unless_bad(n: int) -> int:
@@ -36,6 +37,23 @@ def die_once(marker: Path) -> int:
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def alone_or_killed(folder: Path) -> int:
+    """The system has memory for one of these at a time: of two, it kills both."""
+    mine = folder / str(os.getpid())
+    mine.touch()
+    time.sleep(0.3)
+    others = len([*folder.iterdir()]) > 1
+    mine.unlink()
+    if others:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def always_killed(_n: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
     return 1
 
 
@@ -90,12 +108,44 @@ def test_a_task_that_never_ends_is_ended(pool: Pool, monkeypatch: pytest.MonkeyP
 
 def test_a_task_that_takes_too_much_memory_gets_an_error_and_its_worker_lives(pool: Pool) -> None:
     with pytest.raises(MemoryError):
-        pool.result(pool.submit(take_memory, DATA_BYTES >> 20))
+        pool.result(pool.submit(take_memory, (DATA_BYTES >> 20) + 32))  # it may have given some back since its start
     assert pool.result(pool.submit(take_memory, 200)) == 200 << 20
 
 
 def test_a_worker_that_was_killed_from_outside_costs_no_task(pool: Pool, tmp_path: Path) -> None:
     assert pool.result(pool.submit(die_once, tmp_path / "died")) == 1
+
+
+def test_tasks_that_are_killed_for_what_they_take_together_are_done_one_by_one(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrnode.pool._ALONE_WAITS_S", (0.01, 0.01))
+    tasks = [pool.submit(alone_or_killed, tmp_path) for _ in range(4)]
+    assert [pool.result(task) for task in tasks] == [1] * 4
+
+
+def test_a_task_that_is_killed_with_no_other_beside_it_is_to_blame_itself(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrnode.pool._ALONE_WAITS_S", (0.01, 0.01))
+    tasks = [pool.submit(always_killed, n) for n in range(3)]
+    good = [pool.submit(double_unless_bad, n) for n in range(4)]
+    for task in tasks:
+        with pytest.raises(WorkerCrashedError, match="killed by SIGKILL, also with no other task beside it"):
+            pool.result(task)
+    assert [pool.result(task) for task in good] == [0, 2, 4, 6]
+
+
+def test_a_task_for_which_no_worker_can_be_started_is_not_to_blame(pool: Pool) -> None:
+    assert pool.result(pool.submit(double_unless_bad, 1)) == 2
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(NoWorkerError, match="Too many open files"):
+            pool.result(pool.submit(double_unless_bad, 7))  # kills its worker, and there is no other
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert pool.result(pool.submit(double_unless_bad, 21)) == 42
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_task(pool: Pool) -> None:
