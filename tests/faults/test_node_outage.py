@@ -79,6 +79,22 @@ def test_an_outage_that_is_longer_than_a_lease_and_a_stop_in_the_midst_of_it(ser
     assert "Traceback" not in node.log
 
 
+def test_a_database_that_hangs_for_longer_than_a_lease(server: Postgres, tmp_path: Path) -> None:
+    url = server.new_database()
+    node = Node(folder=tmp_path / "node", database=url, quiet_s=0.2)
+    with running_node(node):
+        films = [film(tmp_path, n) for n in range(8)]
+        assert node.send(*films) == [0] * 8
+        await_true(lambda: rows(url, "SELECT 1 FROM job WHERE state = 'claimed'"), every_s=0)
+        with server.server.frozen():
+            time.sleep(13.0)
+        await_true(lambda: all_analysed(url, 8), lambda: f"{rows(url, 'SELECT * FROM job')}\n{node.log[-5000:]}")
+        assert rows(url, "SELECT max(attempts) FROM job") == [(1,)]
+        assert "analyse ended" not in node.log
+        assert node.stop() == 0
+    assert "Traceback" not in node.log
+
+
 def test_a_node_that_is_started_before_its_database(server: Postgres, tmp_path: Path) -> None:
     url = server.new_database()
     server.server.stop()

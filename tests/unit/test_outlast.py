@@ -20,7 +20,7 @@ from cxrnode.outlast import Outlast
 from cxrnode.pool import NoWorkerError
 from cxrnode.store import unclaimed
 from cxrnode.store.database import Database
-from cxrnode.store.queue import CLAIMED, Queue
+from cxrnode.store.queue import CLAIMED, MAX_ATTEMPTS, Queue
 from cxrnode.store.schema import job, study
 from cxrnode.store.studies import Studies
 from engines.base import EngineError
@@ -284,3 +284,22 @@ def test_a_frozen_stage_that_thaws_gives_back_what_others_took(database: Databas
     stage = analyser(database, World(Script(), between=steal), Told())
     stage.run()
     assert attempts(database) == {("claimed", 1)}
+
+
+def test_eight_power_cuts_of_a_node_with_a_backlog_fail_no_image(database: Database) -> None:
+    """Each takes what is in hand; after three the images go alone, and each cut finds another one there."""
+    with database.begin() as c:
+        QUEUE.add(c, [item(2, i) for i in range(20)], now=1.0)
+    for cut in range(8):
+        owner, now = f"boot {cut}", 1000.0 * (cut + 1)
+        with database.begin() as c:
+            QUEUE.give_up(c, lease(owner, now))
+            jobs = QUEUE.claim(c, lease(owner, now), limit=8, idle=True)
+            if jobs[0].alone:
+                assert QUEUE.finish(c, analysed(jobs[0]), owner=owner)
+                jobs = QUEUE.claim(c, lease(owner, now), limit=8, idle=True)
+            assert jobs
+    with database.begin() as c:
+        QUEUE.give_up(c, lease("last", 9000.0))
+        assert not c.execute(select(job.c.id).where(job.c.reason == "gave_up")).all()
+        assert max(c.execute(select(job.c.attempts)).scalars()) < MAX_ATTEMPTS
