@@ -147,7 +147,6 @@ def accept(request: Request, offered: list[PresentationContext]) -> tuple[dict[i
     answer = A_ASSOCIATE()
     answer.application_context_name = asked.application_context_name
     answer.calling_ae_title, answer.called_ae_title = asked.calling_ae_title, asked.called_ae_title
-    answer.result, answer.result_source = 0x00, 0x01
     answer.presentation_context_definition_results_list = results
     answer.user_information = [*_user_information(), *reply_roles]
     accepted = {
