@@ -219,9 +219,18 @@ class Analyse(Table):
     stat: tuple[StatRule, ...] = ()
 
 
+class CodedConcept(Table):
+    """DICOM's triple (PS3.3 section 8.8), in what every character set holds."""
+
+    value: Annotated[str, Field(pattern=r"^[!-\[\]-}]([ -\[\]-}]{0,14}[!-\[\]-}])?$")]
+    scheme: Annotated[str, Field(pattern=r"^[!-\[\]-}]([ -\[\]-}]{0,14}[!-\[\]-}])?$")]
+    meaning: Annotated[str, Field(pattern=r"^[!-\[\]-}]([ -\[\]-}]{0,62}[!-\[\]-}])?$")]
+
+
 class Report(Table):
     study_quiet_s: Annotated[Seconds, Field(ge=0, le=86_400)] = 5
     not_analysed: Literal["report", "audit"] = "report"
+    equipment_purpose: CodedConcept = CodedConcept(value="109102", scheme="DCM", meaning="Processing Equipment")
 
 
 class DestinationEntry(Table):

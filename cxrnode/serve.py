@@ -277,7 +277,7 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
     from cxrnode.pool import Pool, default_workers, inference_threads  # noqa: PLC0415
     from cxrnode.report.context import ReportContext  # noqa: PLC0415
     from cxrnode.workers import Output  # noqa: PLC0415
-    from engines.bundle import load_bundle  # noqa: PLC0415
+    from engines.bundle import Code, load_bundle  # noqa: PLC0415
 
     analyse, workers = config.analyse, default_workers()
     begin = partial(configure, form=config.log.format, level=config.log.level, stage="analyse")  # in each worker
@@ -300,7 +300,8 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
         log.info("%s verified with %s %s", engine, bundle.name, bundle.manifest.version)
         tell_started()
         now = datetime.now().astimezone()
-        context = ReportContext(bundle=bundle, analysed_at=now, software_version=__version__)
+        purpose = Code(**config.report.equipment_purpose.model_dump())
+        context = ReportContext(bundle=bundle, analysed_at=now, software_version=__version__, purpose=purpose)
         options = AnalyseOptions(
             batch_size=analyse.batch_size, max_wait_s=analyse.max_wait_ms / 1000,
             window=analyse.batch_size + 2 * workers, quiet_s=config.report.study_quiet_s,

@@ -201,6 +201,7 @@ class ImageResult:
     pixel_digest: str  # sha256 of the encoded PixelData (of the file where there is none), hex
     prediction: Prediction | None = None
     rejection: Rejection | None = None
+    capture: ResultObject | None = None  # of an analysed image, once it is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +241,7 @@ class Study:
     earlier: tuple[ResultObject, ...]  # its SRs so far, oldest first
     image_ids: tuple[int, ...] = ()  # the images' jobs
     sources: tuple[Source, ...] = ()  # of the images
+    captures: tuple[ResultObject, ...] = ()  # of any of them, by any model
 
     @property
     def received(self) -> datetime:

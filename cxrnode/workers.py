@@ -6,7 +6,7 @@ Each function takes and gives plain data that pickles, and is a pure function of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from io import BufferedReader
 from pathlib import Path
@@ -185,7 +185,9 @@ def _report(
     places: tuple[int, ...],
     patients: int,
 ) -> Report:
+    made = {c.sop_instance_uid: c for c in study.captures if c.series_instance_uid}  # 0.1.0 kept no series
     mine = [images[place] for place in places]
+    mine = [replace(i, capture=made.get(context.capture_uid(i))) if i.prediction else i for i in mine]
     try:
         uid = context.sr_uid(mine, alone=patients == 1)
         before = _predecessor(output, study.earlier, uid, patient_of(mine[0].source) if patients > 1 else None)
@@ -222,7 +224,9 @@ def _write(
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     data = encode(ds)
     try:
-        check_result(decode_result(data), images, context.bundle)  # what leaves is what is checked
+        check_result(
+            decode_result(data), images, context.bundle, purpose=context.purpose
+        )  # what leaves is what is checked
     except ResultError:
         write_atomic(output.quarantine_path(uid), data)
         raise

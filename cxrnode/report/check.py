@@ -15,16 +15,16 @@ from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.dicom.verbatim import verbatim
 from cxrnode.errors import ResultError
 from cxrnode.report.check_capture import capture_findings
-from cxrnode.report.check_content import in_reading_order
+from cxrnode.report.check_content import Triple, dcm, in_reading_order, triple
 from cxrnode.report.check_sr import sr_findings
 from cxrnode.report.check_tree import codes_of
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult
-from engines.bundle import Bundle
+from engines.bundle import Bundle, Code
 
 _COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"  # PS3.4 annex B.5
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_PROCESSING_EQUIPMENT = ("109102", "DCM", "Processing Equipment")  # CID 7005
+_PROCESSING_EQUIPMENT = dcm("109102", "Processing Equipment")  # CID 7005
 TYPE_2 = (  # of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1)
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
     "StudyID", "AccessionNumber",
@@ -37,18 +37,19 @@ COPIED = (
 _COPIED_TAGS = tags(*COPIED)
 _FILLED = (
     "DeviceSerialNumber", "SoftwareVersions", "SeriesDescription", "SeriesNumber", "InstanceNumber",
-    "ContentDate", "ContentTime",
+    "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
 )  # fmt: skip
 
 
-def check_result(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> None:
+def check_result(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle, *, purpose: Code | None = None) -> None:
     """Check a report or a capture against the images it speaks of and the bundle that answered for them.
 
+    purpose: of the model as contributing equipment, where a site has configured its own.
     Raises ResultError that lists every finding.
     """
     if not images:
         raise ResultError("no images to check against")
-    findings = [*_common_findings(ds, images, bundle)]
+    findings = [*_common_findings(ds, images, bundle, triple(purpose) if purpose else _PROCESSING_EQUIPMENT)]
     sop_class = ds.get("SOPClassUID")
     if sop_class == _COMPREHENSIVE_3D_SR:
         findings += sr_findings(ds, images, bundle)
@@ -60,12 +61,12 @@ def check_result(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> 
         raise ResultError(f"result {ds.get('SOPInstanceUID')} failed its checks: " + "; ".join(findings))
 
 
-def _common_findings(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> Iterator[str]:
+def _common_findings(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle, purpose: Triple) -> Iterator[str]:
     yield from _identity_findings(ds, [Header(i.source) for i in images])
     ordered = in_reading_order(images)
     lead = next((image for image in ordered if image.prediction), ordered[0])
     yield from _inheritance_findings(ds, lead.source)
-    yield from _equipment_findings(ds, bundle)
+    yield from _equipment_findings(ds, bundle, purpose)
 
 
 def _identity_findings(ds: Dataset, sources: Sequence[Header]) -> Iterator[str]:
@@ -96,7 +97,7 @@ def _bytes(ds: Dataset, keyword: str) -> object:
     return (element.VR, element.value) if element is not None and len(element.value) else None
 
 
-def _equipment_findings(ds: Dataset, bundle: Bundle) -> Iterator[str]:
+def _equipment_findings(ds: Dataset, bundle: Bundle, purpose: Triple) -> Iterator[str]:
     """The node made it (its loop guard knows its own objects by that), with this bundle."""
     if ds.get("Manufacturer") != "cxrnode" or ds.get("ManufacturerModelName") != "cxrnode chest radiograph analysis":
         yield "Manufacturer or ManufacturerModelName is not the node's: its loop guard would not know the object"
@@ -111,7 +112,7 @@ def _equipment_findings(ds: Dataset, bundle: Bundle) -> Iterator[str]:
     said = [equipment[0].get(k) for k in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")]
     if said != ["cxrnode", bundle.name[:64], serial] or ds.get("DeviceSerialNumber") != serial:
         yield "ContributingEquipmentSequence names another model"
-    if codes_of(equipment[0], "PurposeOfReferenceCodeSequence") != [_PROCESSING_EQUIPMENT]:
+    if codes_of(equipment[0], "PurposeOfReferenceCodeSequence") != [purpose]:
         yield "ContributingEquipmentSequence does not say what the model did"
     if not equipment[0].get("SoftwareVersions"):
         yield "ContributingEquipmentSequence does not say which version"

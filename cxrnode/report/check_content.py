@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from cxrnode.dicom.uids import is_valid_uid
 from cxrnode.report.source import Header
 from cxrnode.types import ImageResult, Outcome, Prediction, Reason
 from engines.bundle import Bundle, Code, Label
@@ -46,6 +47,7 @@ PRESENT, ABSENT = sct("52101004", "Present"), sct("272519000", "Absent")
 UNDETERMINED = sct("373068000", "Undetermined")
 FINDING = dcm("121071", "Finding")
 SUMMARY = dcm("121111", "Summary")
+TRACKING_IDENTIFIER = dcm("112039", "Tracking Identifier")
 TRACKING_UID = dcm("112040", "Tracking Unique Identifier")
 OBSERVER_UID = dcm("121012", "Device Observer UID")
 NO_UNITS = Triple("1", "UCUM", "no units")
@@ -89,11 +91,12 @@ def head(ordered: Sequence[ImageResult], bundle: Bundle) -> Iterator[Line]:
     yield Line(1, CONTAINS, "CONTAINER", dcm("126010", "Imaging Measurements"), ("SEPARATE", "", ""))
 
 
-def group(image: ImageResult, bundle: Bundle) -> Iterator[Line]:
-    """One image."""
-    said, digest, prediction = image_text(image, bundle), image.pixel_digest, image.prediction
+def group(image: ImageResult, bundle: Bundle, tracking_uid: object) -> Iterator[Line]:
+    """One image, whose group has this Tracking Unique Identifier."""
+    said, prediction = image_text(image, bundle), image.prediction
+    tracked = f"{bundle.name} {str(tracking_uid)[-16:]}" if is_valid_uid(tracking_uid) else ANY
     yield Line(2, CONTAINS, "CONTAINER", dcm("125007", "Measurement Group"), ("SEPARATE", "1501", "DCMR"))
-    yield Line(3, CONTEXT, "TEXT", dcm("112039", "Tracking Identifier"), f"{bundle.name} {digest[:12]}")
+    yield Line(3, CONTEXT, "TEXT", TRACKING_IDENTIFIER, tracked)
     yield Line(3, CONTEXT, "UIDREF", TRACKING_UID, A_UID)
     if prediction:
         label = first_of(bundle, prediction)
@@ -111,6 +114,9 @@ def group(image: ImageResult, bundle: Bundle) -> Iterator[Line]:
     header = Header(image.source)
     reference = (header.get("SOPClassUID"), header.get("SOPInstanceUID"))
     yield Line(3, CONTAINS, "IMAGE or COMPOSITE", sct("260753009", "Source"), reference)
+    if made := image.capture:
+        name = dcm("130403", "Gradient-weighted class activation")
+        yield Line(3, CONTAINS, "IMAGE", name, (made.sop_class_uid, made.sop_instance_uid))
     yield Line(3, CONTAINS, "CODE", dcm("111065", "Summary of Analyses"), _image_status(image))
     if prediction:
         for label, p in zip(bundle.labels, prediction.probabilities, strict=True):

@@ -9,6 +9,7 @@ from pydicom import Dataset
 from cxrnode.report.check_content import (
     OBSERVER_UID,
     SUMMARY,
+    TRACKING_IDENTIFIER,
     TRACKING_UID,
     Line,
     group,
@@ -49,7 +50,7 @@ def sr_findings(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle) -> I
 
 
 def _evidence_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[str]:
-    """Every image in Current Requested Procedure Evidence: viewers refuse a report without."""
+    """Every image, and its capture, in Current Requested Procedure Evidence: viewers refuse a report without."""
     if "PertinentOtherEvidenceSequence" in ds:
         yield "evidence in PertinentOtherEvidenceSequence"
     found = [
@@ -61,8 +62,13 @@ def _evidence_findings(ds: Dataset, images: Sequence[ImageResult]) -> Iterator[s
     ]  # fmt: skip
     keys = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
     expected = {tuple(Header(i.source).get(k) for k in keys) for i in images}
+    expected |= {
+        (Header(i.source).get("StudyInstanceUID"), c.series_instance_uid, c.sop_instance_uid, c.sop_class_uid)
+        for i in images
+        if (c := i.capture)
+    }
     if len(found) != len(set(found)) or set(found) != expected:
-        yield "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images"
+        yield "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images and their captures"
 
 
 def _tree_findings(found: Sequence[Line], ordered: Sequence[ImageResult], bundle: Bundle) -> Iterator[str]:
@@ -72,11 +78,12 @@ def _tree_findings(found: Sequence[Line], ordered: Sequence[ImageResult], bundle
     if len(groups) != len(ordered):
         yield f"{len(groups)} measurement groups for {len(ordered)} images"
     for number, (lines, image) in enumerate(zip(groups, ordered, strict=False), 1):
-        for finding in differences(lines, list(group(image, bundle))):
+        for finding in differences(lines, list(group(image, bundle, _first(lines, TRACKING_UID)))):
             yield f"image {number}: {finding}"
-    uids = [line.value for line in found if line.name == TRACKING_UID]
-    if len(set(uids)) != len(uids):
-        yield "two measurement groups share a Tracking UID"
+    for name, what in ((TRACKING_UID, "Tracking UID"), (TRACKING_IDENTIFIER, "Tracking Identifier")):
+        values = [line.value for line in found if line.name == name]
+        if len(set(values)) != len(values):
+            yield f"two measurement groups share a {what}"
 
 
 def _split(found: Sequence[Line]) -> list[list[Line]]:

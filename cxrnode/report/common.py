@@ -108,7 +108,7 @@ def _set_equipment(ds: Dataset, context: ReportContext, images: Sequence[ImageRe
     ds.DeviceSerialNumber = context.bundle.digest[:16]
     ds.SoftwareVersions = [ascii_text(v)[:64].strip() for v in versions]
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [concept(PROCESSING_EQUIPMENT)]
+    item.PurposeOfReferenceCodeSequence = [concept(context.purpose or PROCESSING_EQUIPMENT)]
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = context.bundle.name[:64]
     item.DeviceSerialNumber = context.bundle.digest[:16]
@@ -120,13 +120,14 @@ def _set_equipment(ds: Dataset, context: ReportContext, images: Sequence[ImageRe
 
 
 def _set_times(ds: Dataset, context: ReportContext, lead: Header) -> None:
-    """Content and creation time are the start of the analysis, in the source's own time zone where it states one."""
+    """Content, series and creation time: the start of the analysis, in the source's own time zone if it states one."""
     at = context.analysed_at
     zone = _zone(lead)
     if zone is not None:
         at = at.astimezone(zone)
         ds.TimezoneOffsetFromUTC = at.strftime("%z")
     ds.ContentDate, ds.ContentTime = _da_tm(at)
+    ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
     ds.InstanceCreationDate, ds.InstanceCreationTime = ds.ContentDate, ds.ContentTime
 
 

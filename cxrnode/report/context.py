@@ -26,6 +26,7 @@ class ReportContext:
     bundle: Bundle
     analysed_at: datetime  # start of the analysis, timezone-aware: content date and time
     software_version: str
+    purpose: Code | None = None  # of the model as contributing equipment, where a site wants its own code
 
     def __post_init__(self) -> None:
         if self.analysed_at.tzinfo is None:
@@ -59,7 +60,8 @@ class ReportContext:
         return derive_uid("tracking", self.bundle.digest, *_identity(image))
 
     def tracking_identifier(self, image: ImageResult) -> str:
-        return f"{self.bundle.name} {image.pixel_digest[:12]}"
+        """The end of its UID, for what a report tells apart by UID it tells apart by text, too."""
+        return f"{self.bundle.name} {self.tracking_uid(image)[-16:]}"
 
 
 def _identity(image: ImageResult) -> tuple[str, ...]:

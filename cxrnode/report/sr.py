@@ -9,6 +9,7 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from cxrnode.dicom.identity import MANUFACTURER, MODEL_NAME, RESEARCH_USE
+from cxrnode.report.capture import GRAD_CAM
 from cxrnode.report.common import (
     check_images,
     lead_of,
@@ -184,10 +185,13 @@ def _set_document(ds: Dataset, ordered: Sequence[ImageResult], lead: Header) -> 
 
 
 def _evidence(ordered: Sequence[ImageResult]) -> Dataset:
-    """Every image, analysed or not, once (two images may share their UID): Hierarchical SOP Instance Reference."""
+    """Every image, analysed or not, once (two images may share their UID), then the captures that were made of them for
+    the same request: Hierarchical SOP Instance Reference."""
     series: dict[str, dict[str, str]] = {}
     for header in (Header(i.source) for i in ordered):
         series.setdefault(header.get("SeriesInstanceUID"), {})[header.get("SOPInstanceUID")] = header.get("SOPClassUID")
+    for capture in (i.capture for i in ordered if i.capture):
+        series.setdefault(capture.series_instance_uid, {})[capture.sop_instance_uid] = capture.sop_class_uid
     study = Dataset()
     study.StudyInstanceUID = Header(ordered[0].source).get("StudyInstanceUID")
     study.ReferencedSeriesSequence = []
@@ -254,6 +258,8 @@ def _group(image: ImageResult, context: ReportContext, parameters: Sequence[str]
     if image.prediction is not None:
         children += _probabilities(context.bundle, image.prediction)
     children.append(_source_image(image))
+    if image.capture:
+        children.append(reference(GRAD_CAM, image.capture.sop_class_uid, image.capture.sop_instance_uid))
     children.append(code(IMAGE_STATUS, image_status(image)))
     if image.prediction is not None:
         children += _evaluations(context.bundle, image.prediction)

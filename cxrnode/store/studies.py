@@ -38,7 +38,7 @@ _SRS = (
     .order_by(result.c.id)
 )
 _CAPTURES = (
-    select(result.c.sop_instance_uid, result.c.instance_id)
+    select(result)
     .join(job, job.c.id == result.c.instance_id)
     .where(job.c.study_instance_uid == bindparam("study"), result.c.kind == Kind.CAPTURE.value)
     .order_by(result.c.id)
@@ -109,6 +109,7 @@ class Studies:
             last_received_at=row.last_received_at,
             stat=any(r.priority == STAT for r in rows),
             earlier=tuple(result_object(r) for r in c.execute(_SRS, {"study": uid})),
+            captures=tuple(result_object(r) for r in c.execute(_CAPTURES, {"study": uid})),
         )
 
     def heartbeat(self, c: Connection, lease: Lease) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,10 +18,11 @@ from pydicom.uid import CTImageStorage
 
 from cxrnode.dicom.header import report_header
 from cxrnode.dicom.verbatim import verbatim
+from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
 from cxrnode.report.context import ReportContext
-from cxrnode.types import ByteArray, FloatArray, ImageResult, Prediction, Reason, Rejection
-from engines.bundle import Bundle
+from cxrnode.types import ByteArray, FloatArray, ImageResult, Kind, Prediction, Reason, Rejection, ResultObject
+from engines.bundle import Bundle, Code
 from tests.support.bundles import make_bundle
 from tests.support.make_dicom import chest, phantom
 
@@ -32,9 +35,11 @@ def context(bundle: Bundle | None = None, at: datetime = AT) -> ReportContext:
     return ReportContext(bundle=bundle or make_bundle(), analysed_at=at, software_version="0.1.0")
 
 
-def check(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle | None = None) -> None:
+def check(
+    ds: Dataset, images: Sequence[ImageResult], bundle: Bundle | None = None, *, purpose: Code | None = None
+) -> None:
     """The node's own checker. Raises ResultError."""
-    check_result(ds, images, bundle or make_bundle())
+    check_result(ds, images, bundle or make_bundle(), purpose=purpose)
 
 
 def header(raw: dict[str, tuple[str, bytes]] | None = None, **how: Any) -> Dataset:
@@ -90,6 +95,22 @@ def _study(count: int) -> list[Dataset]:
 def _mixed() -> list[ImageResult]:
     one, two, three = _study(3)
     return [analysed(one), rejected(two), rejected(three, Reason.DECODER_CRASHED, "")]
+
+
+def _captured() -> list[ImageResult]:
+    """The report shows the captures of two of them."""
+    one, two, three = _study(3)
+    images = [analysed(one), analysed(three, digest="c3")]
+    return [replace(image, capture=capture_of(image)) for image in images] + [rejected(two)]
+
+
+def capture_of(image: ImageResult) -> ResultObject:
+    """As the store has it, once it is made."""
+    ds = build_capture(image, preview(), cam(), context())
+    return ResultObject(
+        kind=Kind.CAPTURE, sop_class_uid=ds.SOPClassUID, sop_instance_uid=ds.SOPInstanceUID,
+        study_instance_uid=ds.StudyInstanceUID, series_instance_uid=ds.SeriesInstanceUID, path=Path("x"), sha256="",
+    )  # fmt: skip
 
 
 def _shared_uid() -> list[ImageResult]:
@@ -161,6 +182,7 @@ SCENARIOS: dict[str, Callable[[], list[ImageResult]]] = {
     "ct": _ct,
     "no_pixels": lambda: [rejected(header(kind="SC"), Reason.NO_PIXELS, "")],
     "mixed": _mixed,
+    "captured": _captured,
     "shared_uid": _shared_uid,
     "no_type_2": lambda: [analysed(header(drop_type2=True))],
     "no_type_2_rejected": lambda: [rejected(header(kind="DX", drop_type2=True))],

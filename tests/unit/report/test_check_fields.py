@@ -126,7 +126,7 @@ COMMON: list[tuple[Damage, str]] = [
     (put_number("PatientWeight"), "PatientWeight differs from the source's"),
     (put("SeriesDescription", "AI"), "SeriesDescription does not say"),
 ]  # fmt: skip
-EVIDENCE = "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images"
+EVIDENCE = "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images and their captures"
 REPORT: list[tuple[Damage, str]] = [
     (move_evidence, "evidence in PertinentOtherEvidenceSequence"),
     (share_tracking_uid, "two measurement groups share a Tracking UID"),
@@ -248,10 +248,10 @@ SENTENCES = [  # whole: what a field engineer reads in the log
     "(ContributionDescription|DerivationDescription) does not say that it is for research use only",
     "SeriesDescription does not say what it is, and that it is for research use only",
     "evidence in PertinentOtherEvidenceSequence",
-    "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images",
+    "CurrentRequestedProcedureEvidenceSequence does not hold exactly the images and their captures",
     "Device Observer UID is not the Device UID of the contributing equipment",
     r"\d measurement groups for \d images",
-    "two measurement groups share a Tracking UID",
+    "two measurement groups share a Tracking (UID|Identifier)",
     r"(image \d: )?[\w -]+ is missing, or another item stands in its place",
     r"(image \d: )?[\w -]+ is not (CONTAINS|HAS CONCEPT MOD|HAS OBS CONTEXT) [\w ]+",
     r"(image \d: )?[\w -]+ is not what it must be",

@@ -23,7 +23,8 @@ MIXED = SCENARIOS["mixed"]()
 CT = SCENARIOS["ct"]()
 WITH_NORMAL = [analysed(MIXED[0].source, NORMAL), *MIXED[1:]]
 STUDIES: list[list[ImageResult]] = [
-    MIXED, CT, WITH_NORMAL, [analysed()], [analysed(probabilities=NORMAL)], [analysed(probabilities=UNDETERMINED)],
+    MIXED, CT, SCENARIOS["captured"](), WITH_NORMAL,
+    [analysed()], [analysed(probabilities=NORMAL)], [analysed(probabilities=UNDETERMINED)],
 ]  # fmt: skip
 
 
@@ -97,7 +98,8 @@ def test_verdicts_by_other_thresholds_are_noticed(monkeypatch: pytest.MonkeyPatc
 Place = tuple[tuple[int, int], ...]  # (tag, item) on the way down; the item of the last is -1
 # what nobody can state without the causes: times, and what is derived from them
 FREE = {
-    "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "ContributionDateTime",
+    "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
+    "ContributionDateTime",
     "SOPInstanceUID", "SeriesInstanceUID", "UID", "DeviceUID", "SoftwareVersions", "PixelData",
 }  # fmt: skip
 OPTIONAL = {"InstanceCreationDate", "InstanceCreationTime", "ContributionDateTime", "FloatingPointValue"}

@@ -46,6 +46,7 @@ NAMES: dict[Code, str] = {  # concept names, and the template that asks for each
     ("122157", "DCM", "Probability"): "annex D",
     ("260753009", "SCT", "Source"): "TID 1501",
     ("111065", "DCM", "Summary of Analyses"): "TID 4000, TID 4100",
+    ("130403", "DCM", "Gradient-weighted class activation"): "annex D, as in CID 217",
     ("121106", "DCM", "Comment"): "annex D, as in CID 12101",
 }
 VALUES: dict[Code, int | str] = {  # coded values, and the context group that holds each, or where else it comes from

@@ -109,7 +109,7 @@ Image 2: 2.25.791 (series 1, instance 2): NOT ANALYSED - not a frontal view: Vie
 Image 3: 2.25.792 (series 1, instance 3): NOT ANALYSED - the decoder crashed on this file
 >CONTAINS CONTAINER (126010, DCM, Imaging Measurements) = SEPARATE
 >>CONTAINS CONTAINER (125007, DCM, Measurement Group) = SEPARATE DCMR 1501
->>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test a1a1a1a1a1a1
+>>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test {uid("tracking", DIGEST, *FIRST)[-16:]}
 >>>HAS OBS CONTEXT UIDREF (112040, DCM, Tracking Unique Identifier) = {uid("tracking", DIGEST, *FIRST)}
 >>>CONTAINS CODE (121071, DCM, Finding) = (840544004, SCT, Suspected COVID-19)
 >>>HAS CONCEPT MOD CODE (363698007, SCT, Finding Site) = (39607008, SCT, Lung)
@@ -129,14 +129,14 @@ Image 3: 2.25.792 (series 1, instance 3): NOT ANALYSED - the decoder crashed on 
 >>>CONTAINS CODE (17621005, SCT, Normal) = (272519000, SCT, Absent)
 >>>CONTAINS TEXT (121106, DCM, Comment) = Image 2.25.790 (series 1, instance 1): {POSITIVE_WORDS}
 >>CONTAINS CONTAINER (125007, DCM, Measurement Group) = SEPARATE DCMR 1501
->>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test b2b2b2b2b2b2
+>>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test {uid("tracking", DIGEST, *SECOND)[-16:]}
 >>>HAS OBS CONTEXT UIDREF (112040, DCM, Tracking Unique Identifier) = {uid("tracking", DIGEST, *SECOND)}
 {ALGORITHM}{MANUFACTURER}\
 >>>CONTAINS IMAGE (260753009, SCT, Source) = 1.2.840.10008.5.1.4.1.1.1 2.25.791
 >>>CONTAINS CODE (111065, DCM, Summary of Analyses) = (111225, DCM, Not Attempted)
 >>>CONTAINS TEXT (121106, DCM, Comment) = Image 2.25.791 (series 1, instance 2): NOT ANALYSED - not a frontal view: ViewPosition=LL
 >>CONTAINS CONTAINER (125007, DCM, Measurement Group) = SEPARATE DCMR 1501
->>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test b2b2b2b2b2b2
+>>>HAS OBS CONTEXT TEXT (112039, DCM, Tracking Identifier) = cxr3-test {uid("tracking", DIGEST, *THIRD)[-16:]}
 >>>HAS OBS CONTEXT UIDREF (112040, DCM, Tracking Unique Identifier) = {uid("tracking", DIGEST, *THIRD)}
 {ALGORITHM}{MANUFACTURER}\
 >>>CONTAINS IMAGE (260753009, SCT, Source) = 1.2.840.10008.5.1.4.1.1.1 2.25.792
@@ -179,7 +179,7 @@ EQUIPMENT = {
 }  # fmt: skip
 TIMES = {
     "InstanceCreationDate": "20261121", "InstanceCreationTime": "221507.123456", "ContentDate": "20261121",
-    "ContentTime": "221507.123456",
+    "ContentTime": "221507.123456", "SeriesDate": "20261121", "SeriesTime": "221507.123456",
 }  # fmt: skip
 CR = "1.2.840.10008.5.1.4.1.1.1"
 
