@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cxrnode.cli.main import app
+from cxrnode.earlier_run import check_same, run_of
 from cxrnode.errors import StoreError
 from cxrnode.store.database import LEDGER_NAME, Database
 from engines.bundle import load_bundle
@@ -92,6 +93,15 @@ def test_the_bundle_it_was_made_with_is_named_and_goes_on(tmp_path: Path) -> Non
     assert f"and this is {now.name} {now.manifest.version}" in said
     assert "To go on with it, give --bundle resnet50-cxr3; for a run of its own, give another --out" in said
     assert run(archive, out, "--bundle", "resnet50-cxr3")[0] == 0
+
+
+def test_a_run_json_cut_off_at_any_byte_costs_the_bundle_s_name_alone(tmp_path: Path) -> None:
+    told = json.dumps({"bundle": {"name": "ours", "version": "0.9", "digest": OF_0_1_0}}).encode()
+    found, wanted = {"bundle": OF_0_1_0, "archives": ["/a"]}, run_of(load_bundle("default"), [Path("/a")])
+    for kept in range(len(told)):
+        (tmp_path / "run.json").write_bytes(told[:kept])
+        with pytest.raises(StoreError, match=rf"the model bundle \(digest {OF_0_1_0[:12]}\), and this is"):
+            check_same(tmp_path, found, wanted)
 
 
 def test_other_archives_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from cxrnode import batch
 from cxrnode.cli.main import app
+from cxrnode.store.database import LEDGER_NAME
 from cxrnode.store.queue import Queue
 from cxrnode.store.schema import instance, job, result
 from tests.support.batch import studies
@@ -76,7 +79,62 @@ def test_what_is_missing_is_said(
     assert said in str(summary["missing"])
 
 
+CLAIM = """
+import sys, time
+from pathlib import Path
+from cxrnode.store.database import Database
+from cxrnode.store.queue import Lease, Queue
+database, queue = Database(Path(sys.argv[1])), Queue("second")
+def lease():
+    return Lease(owner="second", now=time.time(), seconds=19)
+with database.begin() as c:
+    print(len(queue.claim(c, lease(), limit=1, idle=True)), flush=True)
+while True:
+    time.sleep(0.5)
+    with database.begin() as c:
+        queue.heartbeat(c, lease())
+"""
+
+
+def test_what_a_killed_process_holds_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that meets its claim says so; the next one has the folder to itself, and takes it back."""
+    studies(tmp_path / "in", 2, size=(128, 128))
+    analyse, ledger = batch.Analyser.run, tmp_path / "out" / LEDGER_NAME
+
+    def beside_another(self: batch.Analyser) -> None:
+        second = subprocess.Popen([sys.executable, "-c", CLAIM, str(ledger)], stdout=subprocess.PIPE, text=True)
+        assert second.stdout
+        assert second.stdout.readline() == "1\n"
+        try:
+            analyse(self)
+        finally:
+            second.kill()
+            second.communicate()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.Analyser, "run", beside_another)
+        code, stderr, summary = run(tmp_path)
+    assert (code, summary["state"], summary["missing"]) == (1, "incomplete", ["1 image without an outcome"])
+    assert "INCOMPLETE: 1 image without an outcome" in stderr
+    assert summary["outcomes"]["analysed"] == 1
+    code, _, summary = run(tmp_path)
+    assert (code, summary["state"], summary["missing"]) == (0, "complete", [])
+    assert summary["outcomes"]["analysed"] == 2
+
+
 def test_what_is_whole_is_complete(tmp_path: Path) -> None:
     studies(tmp_path / "in", 2, size=(128, 128))
     code, stderr, summary = run(tmp_path)
     assert (code, summary["state"], summary["missing"], stderr) == (0, "complete", [], "")
+
+
+def test_files_that_were_cut_off_are_whole_after_the_next_run(tmp_path: Path) -> None:
+    """Nothing is read back from them: they say what the database holds."""
+    studies(tmp_path / "in", 1, size=(128, 128))
+    assert run(tmp_path)[0] == 0
+    table = (tmp_path / "out" / "results.csv").read_bytes()
+    for name in ("results.csv", "run.json"):
+        with (tmp_path / "out" / name).open("r+b") as f:
+            f.truncate(40)
+    assert run(tmp_path)[2]["state"] == "complete"
+    assert (tmp_path / "out" / "results.csv").read_bytes() == table
