@@ -13,6 +13,7 @@ from sqlalchemy import delete, select
 from typer.testing import CliRunner
 
 from cxrnode import batch
+from cxrnode.analyse import Analyser
 from cxrnode.cli.main import app
 from cxrnode.store.database import LEDGER_NAME
 from cxrnode.store.queue import Queue
@@ -79,6 +80,7 @@ def test_what_is_missing_is_said(
     assert said in str(summary["missing"])
 
 
+ONE = dict.fromkeys(("not_analysed", "duplicate", "failed"), 0)
 CLAIM = """
 import sys, time
 from pathlib import Path
@@ -99,9 +101,9 @@ while True:
 def test_what_a_killed_process_holds_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run that meets its claim says so; the next one has the folder to itself, and takes it back."""
     studies(tmp_path / "in", 2, size=(128, 128))
-    analyse, ledger = batch.Analyser.run, tmp_path / "out" / LEDGER_NAME
+    analyse, ledger = Analyser.run, tmp_path / "out" / LEDGER_NAME
 
-    def beside_another(self: batch.Analyser) -> None:
+    def beside_another(self: Analyser) -> None:
         second = subprocess.Popen([sys.executable, "-c", CLAIM, str(ledger)], stdout=subprocess.PIPE, text=True)
         assert second.stdout
         assert second.stdout.readline() == "1\n"
@@ -112,14 +114,14 @@ def test_what_a_killed_process_holds_is_not_complete(tmp_path: Path, monkeypatch
             second.communicate()
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch.Analyser, "run", beside_another)
+        patched.setattr(Analyser, "run", beside_another)
         code, stderr, summary = run(tmp_path)
     assert (code, summary["state"], summary["missing"]) == (1, "incomplete", ["1 image without an outcome"])
     assert "INCOMPLETE: 1 image without an outcome" in stderr
-    assert summary["outcomes"]["analysed"] == 1
+    assert summary["outcomes"] == ONE | {"analysed": 1}
     code, _, summary = run(tmp_path)
     assert (code, summary["state"], summary["missing"]) == (0, "complete", [])
-    assert summary["outcomes"]["analysed"] == 2
+    assert summary["outcomes"] == ONE | {"analysed": 2}
 
 
 def test_what_is_whole_is_complete(tmp_path: Path) -> None:
