@@ -18,8 +18,9 @@ _NETWORK = (
     "requestor", "scp", "scu", "sockets", "status", "storing", "tls",
 )  # fmt: skip
 _NETWORK_TESTS = (
-    "association", "wire_bounds", "network_bounds", "flat_bounds", "client_certificate", "commit_report",
-    "listener_words", "probe", "requestor", "scp", "scp_bounds", "scu", "scu_bounds", "tls",
+    "association", "wire_bounds", "network_bounds", "negotiation", "sockets", "storing", "flat_bounds",
+    "client_certificate", "commit_report", "listener_addresses", "listener_words", "probe", "requestor", "scp",
+    "scp_bounds", "scu", "scu_bounds", "scu_reports", "tls", "tls_words",
 )  # fmt: skip
 _DATA_SET = (
     "__init__", "budget", "codecs", "codestream", "flat", "fragments", "header", "identity", "needed", "orientation",

@@ -1,9 +1,11 @@
-"""A pynetdicom peer that answers as it is told, and notes what it was asked."""
+"""Peers that answer as they are told, and note what they were asked: by pynetdicom, and of bytes."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 
+from cxrnode.dicom.negotiation import Request, accept, parse_request, supported
 from cxrnode.report.encode import encode
 from cxrnode.types import Destination
 from tests.support.orthanc import free_port
@@ -64,3 +67,39 @@ def pacs(
         yield Destination(ae_title="PACS", host=HOST, port=port, storage_commitment=commitment), seen
     finally:
         server.shutdown()
+
+
+@contextmanager
+def accepting(
+    then: Callable[[socket.socket], object], answer: Callable[[bytes], bytes] = bytes, *, commitment: bool = False
+) -> Iterator[Destination]:
+    """A peer of bytes that accepts an association, or answers the request otherwise, and does `then`."""
+    with socket.create_server((HOST, 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError):
+                request = parse_request(peer.recv(1 << 18)[6:])
+                assert isinstance(request, Request)
+                peer.sendall(answer(accept(request, supported(storage=True, commitment=True))[1]))
+                then(peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield Destination(ae_title="PACS", host=HOST, port=server.getsockname()[1], storage_commitment=commitment)
+        thread.join()
+
+
+class Listening:
+    """Hears all until the connection is over, and answers each thing with the next of `answers`."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.heard = b""
+        self._answers = list(answers)
+
+    def __call__(self, raw: socket.socket) -> None:
+        raw.settimeout(60)
+        while part := raw.recv(1 << 16):
+            self.heard += part
+            if self._answers:
+                raw.sendall(self._answers.pop(0))

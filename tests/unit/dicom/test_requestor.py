@@ -8,8 +8,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from cxrnode.dicom import requestor
-from cxrnode.dicom.negotiation import Request, accept, parse_request, supported
 from cxrnode.dicom.requestor import SendError, TidyAE, bounded, end, tear_down
 from cxrnode.dicom.scu import StoreScu
 from cxrnode.dicom.sockets import pdu
 from cxrnode.dicom.tls import client_context, server_context
 from cxrnode.types import Destination
-from tests.support.answering import VERIFICATION, film, pacs
+from tests.support.answering import VERIFICATION, Listening, accepting, film, pacs
 from tests.support.awaiting import await_true
 from tests.support.certificates import Authority
 from tests.support.faulty_pacs import faulty_pacs
@@ -191,27 +190,6 @@ def test_a_peer_that_stops_reading_holds_it_up_no_longer_than_it_is_told(tmp_pat
 RELEASE_RQ, RELEASE_RP, ABORT = pdu(5, bytes(4)), pdu(6, bytes(4)), pdu(7, bytes(4))
 
 
-@contextmanager
-def accepting(
-    then: Callable[[socket.socket], object], answer: Callable[[bytes], bytes] = bytes
-) -> Iterator[Destination]:
-    """A peer of bytes that accepts an association, or answers the request otherwise, and does `then`."""
-    with socket.create_server((HOST, 0)) as server:
-
-        def serve() -> None:
-            peer, _ = server.accept()
-            with peer, suppress(OSError):
-                request = parse_request(peer.recv(1 << 18)[6:])
-                assert isinstance(request, Request)
-                peer.sendall(answer(accept(request, supported(storage=True, commitment=False))[1]))
-                then(peer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield Destination(ae_title="PACS", host=HOST, port=server.getsockname()[1])
-        thread.join()
-
-
 def associate(there: Destination, *, acse_s: float = 60.0, connect_s: float = 10.0) -> Association:
     ae = TidyAE(ae_title=NODE)
     ae.dimse_timeout = ae.network_timeout = 60.0
@@ -224,28 +202,13 @@ def over(assoc: Association) -> bool:
     return not (assoc.is_established or assoc.is_alive() or assoc.dul.is_alive())
 
 
-class Peer:
-    """Hears all until the connection is over, and answers each thing with the next of `answers`."""
-
-    def __init__(self, *answers: bytes) -> None:
-        self.heard = b""
-        self._answers = list(answers)
-
-    def __call__(self, raw: socket.socket) -> None:
-        raw.settimeout(60)
-        while part := raw.recv(1 << 16):
-            self.heard += part
-            if self._answers:
-                raw.sendall(self._answers.pop(0))
-
-
 def test_the_times_are_those_stated() -> None:
     """Of ours beyond pynetdicom's: a connection, a release, anything else, a thread that is to end."""
     assert (requestor.CONNECT_TIMEOUT_S, requestor.RELEASE_S, requestor._GRACE_S, requestor._END_S) == (10, 5, 5, 2)
 
 
 def test_a_release_that_is_answered_is_all_that_the_peer_hears() -> None:
-    peer = Peer(RELEASE_RP)
+    peer = Listening(RELEASE_RP)
     with accepting(peer) as there:
         assoc = associate(there)
         assert assoc.dul.daemon
@@ -257,7 +220,7 @@ def test_a_release_that_is_answered_is_all_that_the_peer_hears() -> None:
 @pytest.mark.parametrize("answer", [b"", RELEASE_RP[:3], pdu(4, bytes(6))[:8]], ids=["none", "half", "other"])
 def test_a_release_that_is_not_answered_is_aborted(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     monkeypatch.setattr(requestor, "RELEASE_S", 0.2)
-    peer = Peer(answer)
+    peer = Listening(answer)
     with accepting(peer) as there:
         assoc = associate(there)
         began = time.monotonic()
@@ -268,7 +231,7 @@ def test_a_release_that_is_not_answered_is_aborted(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_torn_down_tells_its_peer_and_leaves_nothing() -> None:
-    peer = Peer()
+    peer = Listening()
     gc.collect()
     gc.disable()
     try:
@@ -287,7 +250,7 @@ def test_what_is_torn_down_tells_its_peer_and_leaves_nothing() -> None:
 def test_a_request_that_hangs_ends_soon_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a PDU, which pynetdicom waits for the rest of, and longer than it is told."""
     monkeypatch.setattr(requestor, "_GRACE_S", 0.2)
-    with accepting(Peer(pdu(4, bytes(20))[:10])) as there:
+    with accepting(Listening(pdu(4, bytes(20))[:10])) as there:
         assoc = associate(there)
         began = time.monotonic()
         with bounded(assoc, 0.2):
@@ -309,7 +272,7 @@ def test_a_request_that_is_answered_in_time_ends_nothing(monkeypatch: pytest.Mon
 
 def test_half_an_answer_to_the_request_for_an_association_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requestor, "_GRACE_S", 0.2)
-    with accepting(Peer(), lambda ac: ac[:20]) as there:
+    with accepting(Listening(), lambda ac: ac[:20]) as there:
         began = time.monotonic()
         assoc = associate(there, acse_s=0.2, connect_s=0.2)
         assert 0.6 <= time.monotonic() - began < 20
@@ -323,7 +286,7 @@ def test_an_answer_to_the_request_for_an_association_may_take_its_time(monkeypat
         time.sleep(1.0)
         return ac
 
-    with accepting(Peer(RELEASE_RP), dawdle) as there:
+    with accepting(Listening(RELEASE_RP), dawdle) as there:
         assoc = associate(there, acse_s=20.0, connect_s=20.0)
         assert assoc.is_established
         end(assoc)
@@ -361,7 +324,7 @@ def test_no_thread_of_the_association_takes_away_what_its_waiting_caller_is_woke
     monkeypatch.setattr(requestor, "RELEASE_S", 0.2)
     monkeypatch.setattr(requestor, "_GRACE_S", 0.2)
     for ask in (end, echo_in_time):
-        with accepting(Peer()) as there:
+        with accepting(Listening()) as there:
             assoc = associate(there)
             assoc.dul.to_user_queue, assoc.dimse.msg_queue = Drowsy(), Drowsy()
             began = time.monotonic()

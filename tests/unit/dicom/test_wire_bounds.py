@@ -63,6 +63,27 @@ def test_status_codes_are_those_of_the_standard() -> None:
     assert "96 MiB" in status.comment(status.TOO_LARGE)
 
 
+def test_what_each_failure_says_to_the_peer() -> None:
+    said = {
+        0x0110: "processing failure: see the node's log",
+        0x0113: "event types are 1 and 2 (PS3.4 J.3.3)",
+        0x0115: "Transaction UID or referenced SOP sequence missing or invalid",
+        0x0117: "the SOP Instance UID is missing or invalid",
+        0x0122: "not the SOP class of the presentation context",
+        0x0123: "the only action type is 1 (PS3.4 J.3.2)",
+        0x0124: "this peer may not do that here: see the node's allow list",
+        0x0211: "not an operation of this SOP class",
+        0x0213: "the node's database is away or full: ask again later",
+        0xA700: "no room, or the node is not well: send again later",
+        0xA900: "the UIDs of command and data set differ",
+        0xC000: "the data set is empty, truncated or damaged",
+        0xC002: "above 96 MiB, or too many elements: no radiograph",
+        0xC003: "a study, series, instance or class UID is missing or invalid",
+    }
+    assert {code: status.comment(code) for code in said} == said
+    assert status.comment(0xFFFF) == ""
+
+
 # -- UIDs and AE titles
 
 
