@@ -51,6 +51,7 @@ bench-batch: $(VENV)/dev
 bench-node: $(VENV)/dev peers
 	$(BIN)/python -m tests.bench.receive
 	$(BIN)/python -m tests.bench.node
+	$(BIN)/python -m tests.bench.delivery
 
 # a million records of the ledger, in a temporary folder (1 GB)
 bench-audit: $(VENV)/dev

@@ -12,7 +12,8 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from cxrnode import metrics
 from cxrnode.committer import Committer, Refused, tell_refused
-from cxrnode.dicom.requestor import SendError
-from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, Answer, StoreScu
+from cxrnode.dicom.requestor import NoAssociationError, SendError
+from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, StoreScu
 from cxrnode.logs import words
 from cxrnode.loops import Loop, beat
 from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
@@ -33,12 +34,17 @@ from cxrnode.types import Destination
 
 LEASE_S = 30.0  # renewed three times as often
 POLL_S = 0.2  # a STAT result leaves within it
-_PAGE = 4  # deliveries a claim: what is STAT waits for no more than these
+_PAGE = 16  # results a claim; what a killed sender did not record of them is sent again, under the same UIDs
+_PAGE_S = 0.25  # and no new one is begun after this: what is STAT waits for no more than that, and for the one in hand
 _IDLE_S = 5.0  # an association is kept so long for what may come next
 _HANGS_S = 300.0  # a step of these loops waits for a peer, a minute a time
 _MOST_ERRORS = 5  # attempts at a result that end in an error of ours
 
 log = logging.getLogger(__name__)
+
+
+class _CountedError(SendError):
+    """A result failed, which is recorded with it, and leaves nothing to do on this association."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +66,7 @@ class Sender:
     _scu: StoreScu | None = None
     _used_at: float = 0.0  # monotonic, s
     _holding: bool = False
+    _taken: list[tuple[Delivery, str]] = field(default_factory=list)  # and with which answer: not recorded yet
     _told: set[str] = field(default_factory=set)  # SOP classes that it does not take, as the log has it
 
     def __post_init__(self) -> None:
@@ -79,17 +86,15 @@ class Sender:
                 self.close()
             return POLL_S
         try:
-            scu = self._connected()
-        except SendError as e:
+            self._send_page(self._connected(), new_stat=new_stat)
+        except _CountedError:
+            self.close()
+            return 0.0
+        except SendError as e:  # no result was put to it
             self.close()
             self.breaker.failed(str(e))
             self._tell_failure(str(e))
-            return self.breaker.wait_s
-        try:
-            self._send_page(scu, new_stat=new_stat)
-        except SendError:  # it was counted with its result
-            self.close()
-        return 0.0
+        return self.breaker.wait_s
 
     def heartbeat(self) -> None:
         """From another thread: keep what is in hand, however long the peer takes."""
@@ -111,28 +116,42 @@ class Sender:
         return self._scu
 
     def _send_page(self, scu: StoreScu, *, new_stat: bool) -> None:
+        """What is answered is recorded together: a commit waits for the disk, and for whoever else writes."""
         self._holding = True
         with self.database.begin(shared=True) as c:
             page = self.outbox.claim(c, self.destination.key, self._lease(), limit=_PAGE, new_stat=new_stat)
-        left = len(page)
         try:
-            for d in page:
-                if self.stopping():
-                    break
-                beat()
-                self._send_safely(scu, d)
-                left -= 1
+            try:
+                all_tried = self._send_each(scu, page)
+            finally:
+                self._record()
+        except BaseException:
+            self._release()
+            raise
         finally:
             self._holding = False
             self._used_at = time.monotonic()
-            if left:
-                with self.database.begin(shared=True) as c:
-                    self.outbox.release(c, self.destination.key, owner=self._owner)
+        if not all_tried:
+            self._release()
 
-    def _send_safely(self, scu: StoreScu, d: Delivery) -> None:
+    def _send_each(self, scu: StoreScu, page: Sequence[Delivery]) -> bool:
+        """False: it came to an end before the last one."""
+        until = time.monotonic() + _PAGE_S
+        for n, d in enumerate(page):
+            if self.stopping() or (n and time.monotonic() > until):
+                return False
+            beat()
+            self._safely(d, partial(self._send, scu, d))
+        return True
+
+    def _release(self) -> None:
+        with self.database.begin(shared=True) as c:
+            self.outbox.release(c, self.destination.key, owner=self._owner)
+
+    def _safely(self, d: Delivery, step: Callable[[], None]) -> None:
         """One that raises what nobody expects is set aside, and holds up no other."""
         try:
-            self._send(scu, d)
+            step()
         except SendError:  # not its fault: the next one would fare no better
             raise
         except Exception as e:
@@ -144,7 +163,7 @@ class Sender:
                 self._refused(d, words(e), type(e).__name__)
             else:
                 self._failed(d, words(e), type(e).__name__)
-            raise SendError(type(e).__name__) from e  # in what state this leaves the association nobody knows
+            raise _CountedError from e  # in what state this leaves the association nobody knows
 
     def _send(self, scu: StoreScu, d: Delivery) -> None:
         path = self.root / d.made.path
@@ -154,19 +173,21 @@ class Sender:
         began = time.monotonic()
         try:
             answer = scu.send(path)
+        except NoAssociationError:  # it was not even put
+            raise
         except SendError as e:  # of the association nothing is left
             self._failed(d, str(e), str(e))
-            raise
+            raise _CountedError from e
         metrics.delivered(self.destination.key, time.monotonic() - began)
         if answer.transient:
             self._failed(d, answer.text, answer.code)
             if self.breaker.is_open or (answer.out_of_resources and not self.breaker.blames(d.id)):
-                raise SendError(answer.code)  # the next one would fare no better
+                raise _CountedError  # the next one would fare no better
             return
         self.breaker.succeeded(of=d.id)
         if answer.accepted:
             self._told.discard(d.made.sop_class_uid)
-            self._sent(d, answer)
+            self._taken.append((d, answer.text))
         else:
             self._refused(d, answer.text, answer.code, tell=answer.status is not None or self._is_news(d))
 
@@ -195,11 +216,27 @@ class Sender:
             extra={"destination": self.destination.key, "failures": self.breaker.failures, **named},
         )  # fmt: skip
 
-    def _sent(self, d: Delivery, answer: Answer) -> None:
+    def _record(self) -> None:
+        """What the destination took."""
+        taken, self._taken = self._taken, []
+        try:
+            self._record_together(taken)
+        except Exception as e:
+            if is_trouble(e):
+                raise
+            log.exception("%s: %d results cannot be recorded together", self.destination, len(taken))
+            for one in taken:  # it may be one of them
+                with suppress(_CountedError):
+                    self._safely(one[0], partial(self._record_together, [one]))
+
+    def _record_together(self, taken: Sequence[tuple[Delivery, str]]) -> None:
+        if not taken:
+            return
         with self.database.begin() as c:
-            ours = self.outbox.sent(c, d, owner=self._owner, now=time.time(), status=answer.text)
-        self._check(ours)
-        self.on_done(1)
+            now = time.time()
+            ours = [self.outbox.sent(c, d, owner=self._owner, now=now, status=text) for d, text in taken]
+        self._check(all(ours))
+        self.on_done(len(taken))
 
     def _is_news(self, d: Delivery) -> bool:
         """True for the first result of a SOP class that the destination does not take: one line in the log for many."""

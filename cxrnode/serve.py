@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -63,6 +64,7 @@ _TLS = {
     "deliver": {"send.tls", "audit.syslog"},
 }  # a stage's tables
 _RELOAD_POLL_S = 0.5
+_ANALYSE_NICE = 5  # nice(2): it takes what is left; of the others each needs milliseconds, for which a peer waits
 _ORPHANS_S = 30.0  # for the stages of a node that was killed to end
 log = logging.getLogger(__name__)
 
@@ -279,6 +281,7 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
     from cxrnode.workers import Output  # noqa: PLC0415
     from engines.bundle import Code, load_bundle  # noqa: PLC0415
 
+    os.nice(_ANALYSE_NICE)  # and so its workers and the engine
     analyse, workers = config.analyse, default_workers()
     begin = partial(configure, form=config.log.format, level=config.log.level, stage="analyse")  # in each worker
     bundle, queue, studies = load_bundle(analyse.bundle), Queue("analyse"), Studies("analyse")

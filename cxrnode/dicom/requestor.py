@@ -71,7 +71,7 @@ class TidyAE(AE):
         sock = _Socket(assoc, address=address)
         sock.tls_args = tls_args
         assoc.bind(evt.EVT_PDU_RECV, _mend_answer)
-        assoc.bind(evt.EVT_CONN_OPEN, _limit_wait)
+        assoc.bind(evt.EVT_CONN_OPEN, _set_socket)
         assoc.dul.daemon = True  # none keeps the process from its end
         self._assoc = assoc
         return sock
@@ -150,9 +150,13 @@ def _in_time(otherwise: Callable[[], object], seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _limit_wait(event: Any) -> None:
-    """pynetdicom's socket waits for ever: a peer that stops reading would hold the sender, abort and all."""
-    event.assoc.dul.socket.socket.settimeout(event.assoc.network_timeout)
+def _set_socket(event: Any) -> None:
+    """pynetdicom's socket waits for ever: a peer that stops reading would hold the sender, abort and all. And a command
+    is a PDU of its own, after which Nagle's algorithm would hold back the data set until it is acknowledged (40 ms).
+    """
+    raw = event.assoc.dul.socket.socket
+    raw.settimeout(event.assoc.network_timeout)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def why_not(assoc: Association, peer: Destination) -> str:

@@ -30,7 +30,16 @@ from pynetdicom.presentation import PresentationContext, build_context
 from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE, CommitmentOperation, CommitmentReport, references
 from cxrnode.dicom.dimse import N_EVENT_REPORT_RQ, Command
 from cxrnode.dicom.negotiation import COMMITMENT, MAX_PDU_BYTES, VERIFICATION, Context
-from cxrnode.dicom.requestor import CONNECT_TIMEOUT_S, SendError, TidyAE, bounded, end, tear_down, why_not
+from cxrnode.dicom.requestor import (
+    CONNECT_TIMEOUT_S,
+    NoAssociationError,
+    SendError,
+    TidyAE,
+    bounded,
+    end,
+    tear_down,
+    why_not,
+)
 from cxrnode.dicom.status import PROCESSING_FAILURE, SUCCESS, UNRECOGNISED_OPERATION
 from cxrnode.logs import words
 from cxrnode.types import Destination, Peer
@@ -199,7 +208,7 @@ class StoreScu:
 
     def _association(self) -> Association:
         if self._assoc is None or not self._assoc.is_established:
-            raise SendError("the association is gone")
+            raise NoAssociationError("the association is gone")
         return self._assoc
 
     def _ask(self, request: Callable[[Association], T]) -> T:
@@ -209,7 +218,7 @@ class StoreScu:
             with bounded(assoc, self._timeout_s):
                 return request(assoc)
         except RuntimeError as e:  # it ended between the two
-            raise SendError("the association is gone") from e
+            raise NoAssociationError("the association is gone") from e
 
     # -- reports
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cxrnode.deliver import Deliverer
+from cxrnode.deliver import _PAGE, Deliverer
 from cxrnode.patience import Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
@@ -115,7 +115,8 @@ def test_a_sender_that_is_killed_while_sending_is_followed_by_the_next(database:
             last.send_signal(signal.SIGTERM)
             last.communicate()
     assert set(pacs.stored) == set(uids)
-    assert sum(pacs.stored.values()) <= len(uids) + 2  # what was in hand when it was killed came twice, under one UID
+    assert max(pacs.stored.values()) <= 3  # what a killed one had in its page came again, under one UID
+    assert sum(pacs.stored.values()) <= len(uids) + 2 * _PAGE
     assert sorted(map(str, delivered(database))) == sorted(uids)
 
 

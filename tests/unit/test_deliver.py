@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian
 from sqlalchemy import select, update
+from sqlalchemy.exc import DataError
 
 from cxrnode.deliver import Deliverer, deliver_all
 from cxrnode.dicom.scu import Answer, StoreScu
+from cxrnode.errors import StoreAwayError, StoreError
 from cxrnode.patience import FOR_EVER, Breaker, Patience
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
-from cxrnode.store.outbox import COMMITTED, LONGEST_WAIT_S, PENDING, REFUSED, SENT, Outbox
+from cxrnode.store.outbox import COMMITTED, LONGEST_WAIT_S, PENDING, REFUSED, SENT, Delivery, Outbox
 from cxrnode.store.schema import delivery
 from cxrnode.types import Destination
 from tests.support.faulty_pacs import AET, faulty_pacs, wait_for
@@ -133,7 +135,7 @@ def test_results_that_fail_each_time_wait_alone(database: Database, tmp_path: Pa
     with faulty_pacs() as pacs:
         bad = queue_up(database, tmp_path, pacs.destination)
         pacs.poison |= dict.fromkeys(bad, step)
-        with delivering(database, tmp_path, pacs.destination, patience=patience, timeout_s=0.3) as deliverer:
+        with delivering(database, tmp_path, pacs.destination, patience=patience, timeout_s=1.0) as deliverer:
             wait_for(lambda: max(Counter(pacs.asked).values(), default=0) >= 4)
             breaker = deliverer.senders[0].breaker
             assert (breaker.is_open, breaker.wait_s) == (False, 0.0)
@@ -160,7 +162,7 @@ def test_a_destination_that_fails_for_all_is_left_alone(database: Database, tmp_
     slow = Patience(first_wait_s=1700.0, longest_wait_s=1700.0)
     with faulty_pacs([step]) as pacs:
         queue_up(database, tmp_path, pacs.destination, studies=range(1, 6))
-        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=0.3) as deliverer:
+        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=1.0) as deliverer:
             breaker = deliverer.senders[0].breaker
             wait_for(lambda: breaker.is_open and breaker.wait_s)
             time.sleep(0.5)
@@ -175,7 +177,7 @@ def test_a_new_stat_result_is_put_to_a_destination_that_failed_for_others(
     with faulty_pacs() as pacs:
         routine = queue_up(database, tmp_path, pacs.destination, studies=range(1, 3), captures=2)
         pacs.poison |= dict.fromkeys(routine[:3], step)
-        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=0.3) as deliverer:
+        with delivering(database, tmp_path, pacs.destination, patience=slow, timeout_s=1.0) as deliverer:
             breaker = deliverer.senders[0].breaker
             wait_for(lambda: breaker.is_open and breaker.wait_s)
             stat = queue_up(database, tmp_path, pacs.destination, studies=range(3, 4), stat=True)
@@ -218,6 +220,26 @@ def test_a_second_destination_that_misbehaves_costs_the_first_nothing(
             assert deliverer.senders[1].breaker.failures == 0
     assert good.stored == dict.fromkeys(uids, 1)
     assert good.associations == 1
+
+
+def test_an_association_that_ends_between_two_results_costs_none_of_them_its_place(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StoreScu.send
+
+    def send(scu: StoreScu, path: Path) -> Answer:
+        if len(pacs.asked) == 1 and pacs.associations == 1:
+            assert scu._assoc is not None
+            scu._assoc.abort()
+        return real(scu, path)
+
+    monkeypatch.setattr(StoreScu, "send", send)
+    with faulty_pacs() as pacs:
+        queue_up(database, tmp_path, pacs.destination, studies=range(1, 3))
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert pacs.associations == 2
+    assert kinds(database).count("delivery_postponed") == 0
 
 
 def test_a_file_that_was_changed_or_lost_is_not_sent(database: Database, tmp_path: Path) -> None:
@@ -360,7 +382,7 @@ def test_a_fault_of_the_store_stops_no_thread(
     def sent(*args: Any, **how: Any) -> bool:
         if not broken.is_set():
             broken.set()
-            raise OSError("disk full")
+            raise StoreAwayError("locked")
         return real(*args, **how)
 
     monkeypatch.setattr(Outbox, "sent", sent)
@@ -368,7 +390,61 @@ def test_a_fault_of_the_store_stops_no_thread(
         sr, capture = queue_up(database, tmp_path, pacs.destination)
         with delivering(database, tmp_path, pacs.destination):
             wait_for(lambda: all_in(database, pacs.destination, SENT))
-    assert pacs.stored == {sr: 2, capture: 1}  # the same UID again: the peer holds it once
+    assert pacs.stored == {sr: 2, capture: 2}  # the same UIDs again: the peer holds each once
+
+
+def test_what_a_page_brought_is_recorded_in_one_transaction(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions: list[Any] = []
+    real = Outbox.sent
+
+    def sent(outbox: Outbox, c: Any, *args: Any, **how: Any) -> bool:
+        transactions.append(c)
+        return real(outbox, c, *args, **how)
+
+    monkeypatch.setattr(Outbox, "sent", sent)
+    monkeypatch.setattr("cxrnode.deliver._PAGE_S", 60.0)
+    with faulty_pacs() as pacs:
+        queue_up(database, tmp_path, pacs.destination, studies=range(1, 5))
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: all_in(database, pacs.destination, SENT))
+    assert len(transactions) == 8
+    assert len({id(c) for c in transactions}) == 1
+
+
+def test_a_result_that_cannot_be_recorded_keeps_no_other_from_it(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Outbox.sent
+
+    def sent(outbox: Outbox, c: Any, d: Delivery, **how: Any) -> bool:
+        if d.made.sop_instance_uid == bad:
+            raise StoreError("invalid byte sequence") from DataError("", None, Exception())
+        return real(outbox, c, d, **how)
+
+    monkeypatch.setattr(Outbox, "sent", sent)
+    with faulty_pacs() as pacs:
+        bad, *good = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: PENDING not in {s for s, _ in states(database, pacs.destination.key).values()})
+    said = states(database, pacs.destination.key)
+    assert said.pop(bad)[0] == REFUSED
+    assert {state for state, _ in said.values()} == {SENT}
+    assert pacs.stored[good[-1]] == 1
+
+
+def test_stat_waits_for_no_page_of_a_slow_destination(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrnode.deliver._PAGE_S", 0.0)  # one result, then whatever comes first
+    with faulty_pacs(["slow:0.5"]) as pacs:
+        routine = queue_up(database, tmp_path, pacs.destination, studies=range(1, 4))
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: pacs.asked)
+            stat = queue_up(database, tmp_path, pacs.destination, studies=range(4, 5), captures=0, stat=True)
+            wait_for(lambda: stat[0] in pacs.stored)
+    assert set(pacs.asked[: pacs.asked.index(stat[0])]) < set(routine)
 
 
 # --- storage commitment ---------------------------------------------------------------------------------------------
