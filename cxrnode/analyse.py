@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from cxrnode import metrics
 from cxrnode.duplicates import compare_with_seen
-from cxrnode.errors import ResultError, StorageFullError, StoreError
+from cxrnode.errors import DataDirAwayError, ResultError, StorageFullError, StoreError
 from cxrnode.in_hand import (
     Arrivals,
     Committing,
@@ -106,6 +106,7 @@ class Analyser:
     def run(self) -> None:
         """Work until the queue is dry, or until `stopping` is set: what is in hand is brought to its end."""
         while True:
+            self.output.check()
             self._beat()
             self._alone = self._alone and self._busy
             claimed = self._claim() + self._claim_studies()
@@ -294,7 +295,16 @@ class Analyser:
             metrics.decoded(step.task.seconds)
         except WorkerCrashedError as e:
             decoded = Decoded(rejection=Rejection(reason=Reason.DECODER_CRASHED, detail=str(e)))
+        if decoded.rejection and step.job.received_at is not None:
+            self._check_lost(decoded, decoded.rejection)
         return Waiting(job=step.job, decoded=decoded)
+
+    def _check_lost(self, decoded: Decoded, rejection: Rejection) -> None:
+        """A received file that cannot be read is an outcome only where the data folder is there."""
+        if rejection.reason is Reason.UNREADABLE_FILE:
+            self.output.check()
+        if decoded.away:
+            raise DataDirAwayError(f"a received file cannot be read just now: {rejection.detail}")
 
     def _take_decoded(self) -> None:
         """In archive order, so that of two equal files it is always the first that is analysed; STAT images first."""
@@ -406,7 +416,7 @@ class Analyser:
             return Rejection(reason=Reason.RESULT_INVALID, detail=str(e))
         except WorkerCrashedError:
             return Rejection(reason=Reason.RESULT_INVALID, detail="the worker that made it crashed")
-        except (StorageFullError, NoWorkerError):
+        except (StorageFullError, NoWorkerError, StoreError):
             raise
         except Exception as e:  # noqa: BLE001 (it costs its own job, or study)
             return of_unexpected(e)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class CommitmentAnswers:
     root: Path  # paths in the store are relative to it
     calling_ae_title: str
     peers: Mapping[tuple[str, str], Destination]  # (AE title, host) -> where its answers go
+    check: Callable[[], None] = lambda: None  # raises DataDirAwayError where `root` is not there just now
 
     def requested(self, asked: CommitmentRequest) -> int:
         """Raises StoreAwayError where the database does not answer in time, StoreError, StorageFullError."""
@@ -87,6 +88,8 @@ class CommitmentAnswers:
         there = {i for i, paths in held.items() if any((self.root / path).is_file() for path in paths)}
         kept = [i for i in instances if i in there]
         missing = [(i, NO_SUCH_OBJECT_INSTANCE) for i in instances if i not in there]
+        if missing:
+            self.check()  # else its sender would take them for lost
         peer = self.peers.get((asked.calling_aet, asked.host))
         try:
             if peer is None:

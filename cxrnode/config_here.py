@@ -11,7 +11,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cxrnode.config import Config
@@ -125,7 +125,8 @@ def listening(data_dir: Path, ports: Sequence[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is not there just now: who looks finds that the process is gone
+            path.unlink(missing_ok=True)
 
 
 def listens(data_dir: Path, port: int) -> bool:

@@ -23,6 +23,7 @@ from cxrnode import metrics
 from cxrnode.committer import Committer, Refused, tell_refused
 from cxrnode.dicom.requestor import NoAssociationError, SendError
 from cxrnode.dicom.scu import CALLING_AE_TITLE, TIMEOUT_S, StoreScu
+from cxrnode.errors import AWAY, DataDirAwayError
 from cxrnode.logs import words
 from cxrnode.loops import Loop, beat
 from cxrnode.patience import FOR_EVER, ONE_RUN, Breaker, Patience
@@ -59,6 +60,7 @@ class Sender:
     calling_ae_title: str = CALLING_AE_TITLE
     timeout_s: float = TIMEOUT_S
     lease_s: float = LEASE_S
+    check: Callable[[], None] = lambda: None  # raises DataDirAwayError where `root` is not there just now
     stopping: Callable[[], bool] = lambda: False
     on_done: Callable[[int], None] = lambda _: None
     breaker: Breaker = field(init=False)
@@ -85,6 +87,7 @@ class Sender:
             if time.monotonic() > self._used_at + _IDLE_S:
                 self.close()
             return POLL_S
+        self.check()
         try:
             self._send_page(self._connected(), new_stat=new_stat)
         except _CountedError:
@@ -157,6 +160,7 @@ class Sender:
         except Exception as e:
             if is_trouble(e):  # nor is this
                 raise
+            self.check()
             log.exception("%s: a result could not be sent", self.destination, extra=_named(d))
             metrics.thread_survived(f"send {self.destination.key}")
             if d.attempts + 1 >= _MOST_ERRORS:
@@ -168,6 +172,7 @@ class Sender:
     def _send(self, scu: StoreScu, d: Delivery) -> None:
         path = self.root / d.made.path
         if damage := _damage(path, d.made.sha256):
+            self.check()
             self._refused(d, damage, damage)
             return
         began = time.monotonic()
@@ -280,6 +285,7 @@ class Deliverer:
         lease_s: float = LEASE_S,
         ask_again_s: float = ASK_AGAIN_S,
         report_refused: Refused = tell_refused,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._stop = threading.Event()
         self._patience = patience
@@ -287,7 +293,7 @@ class Deliverer:
         self.senders = [
             Sender(
                 destination=d, root=root, database=database, outbox=outbox, patience=patience, lease_s=lease_s,
-                stopping=self._stop.is_set, calling_ae_title=calling_ae_title, timeout_s=timeout_s,
+                check=check, stopping=self._stop.is_set, calling_ae_title=calling_ae_title, timeout_s=timeout_s,
             )
             for d in destinations
         ]  # fmt: skip
@@ -383,9 +389,11 @@ def _named(d: Delivery) -> dict[str, str]:
 
 
 def _damage(path: Path, digest: str) -> str:
-    """What is wrong with the file since the node checked it; empty where nothing is."""
+    """What is wrong with the file since the node checked it; empty where nothing is. Raises DataDirAwayError."""
     try:
         found = sha256(path.read_bytes()).hexdigest()
     except OSError as e:
+        if e.errno in AWAY:
+            raise DataDirAwayError(f"a result cannot be read just now: {e.strerror}") from e
         return f"its file cannot be read: {e.strerror}"
     return "" if found == digest else "its file was changed since it was made"

@@ -34,6 +34,7 @@ from cxrnode.live_tls import LiveTls
 from cxrnode.monitor import reachable
 from cxrnode.opening import open_database
 from cxrnode.serve import destinations, syslog_server
+from cxrnode.store.data_dir import recorded
 from cxrnode.store.database import Database
 from cxrnode.store.schema import alembic_version, instance, ledger
 from cxrnode.store.spool import storage_errors, write_atomic
@@ -61,7 +62,7 @@ def diagnose(config: Config, *, file: Path, store: bool) -> Iterator[Check]:
             yield _revision(database)
         except (CxrnodeError, OSError) as e:
             yield failed("database", str(e), "the message says how; then run this again")
-        yield _disk(config)
+        yield _disk(config, database)
         if database:
             yield _clock(database)
             yield from _senders(database)
@@ -90,10 +91,16 @@ def _revision(database: Database) -> Check:
     return fine("database", f"{database.name} opens, schema revision {revision}")
 
 
-def _disk(config: Config) -> Check:
+def _disk(config: Config, database: Database | None) -> Check:
     folder, wanted = config.node.data_dir, config.receive.disk_watermark_mb
     trial = folder / f"doctor-{uuid.uuid4().hex}"
     try:
+        known = None
+        if database:
+            with database.read() as c:
+                known = recorded(c, folder)
+        if known:
+            known.check()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(trial, bytes(4096))

@@ -6,6 +6,7 @@ CxrnodeError                 exit code 2: usage, configuration
 ├── ResultError              a result object that the node's own checker refused (never leaves the node)
 ├── StoreError               the database or the output folder is locked, foreign or broken
 │   └── StoreAwayError       the database does not answer just now: whatever it was asked for may be asked again
+│       └── DataDirAwayError the data folder is not there just now: nothing can be said of the files in it
 └── StorageFullError         the disk is full; the work done so far is kept and can be resumed
 
 Rejected stands beside the tree: one item is not analysed, which is an outcome and no fault of the run. What an item
@@ -14,10 +15,34 @@ raises that nobody expects becomes one too, by `unexpected`.
 
 from __future__ import annotations
 
+import errno
 import traceback
 from pathlib import Path
 
 from cxrnode.types import Reason, Rejection
+
+# Of a share or a device that is not there just now: they say nothing of the one file that was asked for. (EIO does: a
+# sector that cannot be read.)
+AWAY = frozenset(
+    {
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ESHUTDOWN,
+        errno.EREMOTEIO,
+        errno.ENOLINK,
+        errno.ECOMM,
+    }
+)
 
 
 class CxrnodeError(Exception):
@@ -51,6 +76,10 @@ class StoreAwayError(StoreError):
     """The database does not answer: stopped, locked by another, out of connections. The question is not to blame."""
 
     exit_code = 1
+
+
+class DataDirAwayError(StoreAwayError):
+    """The data folder is not mounted, or another one stands in its place. No file that is missing there is lost."""
 
 
 class StorageFullError(CxrnodeError):

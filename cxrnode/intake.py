@@ -39,7 +39,7 @@ from cxrnode.dicom.status import (
     TOO_LARGE,
     comment,
 )
-from cxrnode.errors import CxrnodeError, Rejected, StorageFullError, StoreAwayError
+from cxrnode.errors import CxrnodeError, DataDirAwayError, Rejected, StorageFullError, StoreAwayError
 from cxrnode.logs import words
 from cxrnode.store.spool import storage_errors
 from cxrnode.types import Peer, Reason, Receipt, ReceivedInstance
@@ -62,7 +62,8 @@ class Intake:
     disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
     goes before what is routine, from its header and its sender; stat_tags: the elements that it looks at. Nothing is
     taken with less than `watermark_bytes` free.
-    on_refused: told of what is not taken, (peer, SOP Instance UID, status, why), to say and to record it.
+    on_refused: told of what is not taken, (peer, SOP Instance UID, status, why), to say and to record it. check: raises
+    DataDirAwayError where `data_dir` is not there just now.
 
     Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
     """
@@ -71,6 +72,7 @@ class Intake:
         self, data_dir: Path, *, record: Record, known: Callable[[Sequence[Path]], set[Path]],
         is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int, stat_tags: frozenset[int] = frozenset(),
         on_refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.incoming = data_dir / "incoming"
         self._data_dir = data_dir
@@ -79,6 +81,7 @@ class Intake:
         self._stat_tags = stat_tags
         self._watermark_bytes = watermark_bytes
         self._on_refused = on_refused
+        self._check = check
         self._takers = Bounded("the disk", threads=_THREADS)
         self._commits = _GroupCommit(record)
         with storage_errors(data_dir):
@@ -93,7 +96,10 @@ class Intake:
 
     def _is_above_watermark(self) -> bool:
         try:
+            self._check()
             return shutil.disk_usage(self._data_dir).free >= self._watermark_bytes
+        except DataDirAwayError:  # `_take`, and /readyz, say so
+            return False
         except OSError as error:
             log.error("cannot see how much room %s has: %s", self._data_dir, error.strerror)  # noqa: TRY400 (in words)
             return False
@@ -117,6 +123,7 @@ class Intake:
             ds = _read(incoming, self._stat_tags)
             if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
                 return DOES_NOT_MATCH, comment(DOES_NOT_MATCH)
+            self._check()
             if not self._is_above_watermark():
                 return OUT_OF_RESOURCES, "less free space than the watermark"
             _sync(incoming.path)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile, ZipExtFile, ZipInfo
 
 from cxrnode.dicom.budget import OBJECT_BYTES
-from cxrnode.errors import Damaged, Rejected
+from cxrnode.errors import AWAY, Damaged, Rejected
 from cxrnode.inflate import blocks
 from cxrnode.types import Reason
 
@@ -78,6 +78,11 @@ def open_item(location: dict[str, Any]) -> Iterator[BinaryIO]:
         raise Rejected(Reason.UNREADABLE_FILE, str(e)) from e
     except (OSError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as e:
         raise Rejected(Reason.UNREADABLE_FILE, f"{type(e).__name__}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def is_away(rejected: Rejected) -> bool:
+    """Whether the share that it lies on is to blame, and not the item."""
+    return isinstance(rejected.__cause__, OSError) and rejected.__cause__.errno in AWAY
 
 
 def _stream(at: Location, container: BinaryIO) -> BinaryIO:

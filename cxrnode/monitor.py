@@ -27,8 +27,9 @@ from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.checks import Asked
 from cxrnode.clock import Clock
 from cxrnode.config import EXPIRY_NOTICE, Config, TlsTable
-from cxrnode.errors import ConfigError, StorageFullError, StoreError
+from cxrnode.errors import ConfigError, DataDirAwayError, StorageFullError, StoreError
 from cxrnode.metrics import ThreadState
+from cxrnode.store.data_dir import DataDir
 from cxrnode.store.database import Database
 from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs, uncommitted
 from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
@@ -57,6 +58,7 @@ class Monitor:
     database: Database
     supervisor: Supervisor | Alone
     measured: Path | None = None
+    data_dir: DataDir | None = None
     clock: Clock = field(default_factory=Clock)
     tls_tables: Mapping[str, TlsTable] = field(init=False)  # as they were read last
     asked: Asked = field(init=False)  # `checks` and `warnings`, in time whatever hangs
@@ -186,9 +188,10 @@ class Monitor:
         yield _counter("cxrnode_stage_deaths_total", "How often a stage ended by itself", deaths, "stage")
         quarantined = sum(1 for _ in (self.config.node.data_dir / "quarantine").glob("*.dcm"))
         yield _gauge("cxrnode_quarantined", "Results that failed the node's own checks", {(): quarantined})
-        disk = shutil.disk_usage(self.config.node.data_dir)
-        yield _gauge("cxrnode_disk_free_bytes", "Free space of the data folder", {(): disk.free})
-        yield _gauge("cxrnode_disk_size_bytes", "Size of the data folder's disk", {(): disk.total})
+        with suppress(OSError):  # not mounted: the check says so
+            disk = shutil.disk_usage(self.config.node.data_dir)
+            yield _gauge("cxrnode_disk_free_bytes", "Free space of the data folder", {(): disk.free})
+            yield _gauge("cxrnode_disk_size_bytes", "Size of the data folder's disk", {(): disk.total})
         watermark = self.config.receive.disk_watermark_mb * 2**20
         yield _gauge("cxrnode_disk_watermark_bytes", "With less free space nothing is taken in", {(): watermark})
 
@@ -222,6 +225,11 @@ class Monitor:
         return None
 
     def _disk(self) -> str | None:
+        try:
+            if self.data_dir:
+                self.data_dir.check()
+        except DataDirAwayError as e:
+            return str(e)
         free = shutil.disk_usage(self.config.node.data_dir).free // 2**20
         wanted = self.config.receive.disk_watermark_mb
         if free < wanted:

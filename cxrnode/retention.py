@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,7 +77,7 @@ class Retention:
 
     days: of the node's work from the pass that first sees a study's work over to the one that deletes it; 0: that one.
     destinations: name in the store -> whether it does storage commitment; to one that does not, sent is the end.
-    Without any, nothing is deleted.
+    Without any, nothing is deleted. check: raises DataDirAwayError where `data_dir` is not there just now.
     """
 
     database: Database
@@ -85,6 +85,7 @@ class Retention:
     days: int
     destinations: Mapping[str, bool]
     clock: Clock = field(default_factory=Clock)
+    check: Callable[[], None] = lambda: None
 
     def loop(self, stopping: threading.Event) -> Loop:
         """A pass at once and then every hour."""
@@ -158,6 +159,7 @@ class Retention:
         return self._delete(uid, over) if over and self._is_old(over, elapsed) else 0
 
     def _delete(self, uid: str, over: _Over) -> int:
+        self.check()  # in another folder nothing is deleted
         with self.database.begin() as c:
             if self._over(c, uid) != over.record:  # something came meanwhile: the next pass looks again
                 return 0

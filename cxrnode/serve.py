@@ -27,7 +27,7 @@ from cxrnode.clock import Clock
 from cxrnode.commit import CommitmentAnswers
 from cxrnode.committer import CommitmentReports
 from cxrnode.config import Config, StatRule, load_config
-from cxrnode.config_here import listening, make_data_dir, why_no_listener
+from cxrnode.config_here import listening, why_no_listener
 from cxrnode.deliver import Deliverer
 from cxrnode.dicom.needed import tags
 from cxrnode.dicom.scp import Handlers, IncomingInstance, Listener, ListenerOptions, start_listener
@@ -40,11 +40,13 @@ from cxrnode.live_tls import LiveTls
 from cxrnode.logs import configure, set_level
 from cxrnode.loops import Loop, running
 from cxrnode.monitor import Monitor
+from cxrnode.mounted import check_mounted, waiting_page
 from cxrnode.opening import await_database, open_database
 from cxrnode.repeats import SparseLog
 from cxrnode.retention import Retention
 from cxrnode.store import ledger, unclaimed
 from cxrnode.store.commitments import Commitments
+from cxrnode.store.data_dir import DataDir, establish, wait_until
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
@@ -80,43 +82,54 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
         folder = None if supervised else stack.enter_context(metrics.shared_folder([stage]))
         metrics.begin(stage)
         tls = LiveTls({name: table for name, table in config.tls_tables.items() if name in _TLS[stage]})
+        make = stage == "intake" and not supervised  # else the node has made it
+        page = None if supervised else partial(waiting_page, config)
+        wait_until(partial(check_mounted, config, make=make), stopping, page=page)
+        if stopping.is_set():
+            return
         keep_private(config.node.data_dir)
         database = stack.enter_context(await_database(config, stopping))
         if database is None:
+            return
+        data_dir = wait_until(partial(establish, database, config.node.data_dir, make=make), stopping, page=page)
+        if data_dir is None:
             return
         with database.begin() as c:
             ledger.append(
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        monitor = None if supervised else stack.enter_context(_pages(config, Alone(stage=stage), folder))
-        _run_stage(config, stage, database, stopping, tls=tls, reload=_reload(file, tls, monitor))
+        monitor = None if supervised else stack.enter_context(_pages(config, Alone(stage=stage), folder, data_dir))
+        _run_stage(config, stage, database, data_dir, stopping, tls=tls, reload=_reload(file, tls, monitor))
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
 
 
 def _run_stage(
-    config: Config, stage: str, database: Database, stopping: threading.Event, *, tls: LiveTls, reload: Loop
-) -> None:
+    config: Config, stage: str, database: Database, data_dir: DataDir, stopping: threading.Event, *, tls: LiveTls,
+    reload: Loop,
+) -> None:  # fmt: skip
     watermark = config.receive.disk_watermark_mb * 2**20 if stage == "intake" else 0
-    writable = Writable(stage=stage, database=database, data_dir=config.node.data_dir, watermark_bytes=watermark)
-    run: Mapping[str, Callable[[Config, Database, threading.Event], None]] = {
+    writable = Writable(stage=stage, database=database, data_dir=data_dir.path, watermark_bytes=watermark)
+    run: Mapping[str, Callable[[Config, Database, DataDir, threading.Event], None]] = {
         "intake": partial(run_intake, tls=tls, writable=writable),
         "analyse": partial(run_analyse, writable=writable),
         "deliver": partial(run_deliver, tls=tls),
     }
     with running([reload, writable.loop()], stopping):
         try:
-            run[stage](config, database, stopping)
+            run[stage](config, database, data_dir, stopping)
         finally:
             stopping.set()  # for the loops, whatever ended the stage
 
 
 @contextmanager
-def _pages(config: Config, supervisor: Supervisor | Alone, measured: Path | None) -> Iterator[Monitor]:
+def _pages(
+    config: Config, supervisor: Supervisor | Alone, measured: Path | None, data_dir: DataDir | None
+) -> Iterator[Monitor]:
     """/healthz, /readyz and /metrics, on a connection to the database of their own."""
     with open_database(config) as database:
-        monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=measured)
+        monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=measured, data_dir=data_dir)
         with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
             yield monitor
 
@@ -153,7 +166,13 @@ def _read_anew(file: Path) -> Config | None:
 
 
 def run_intake(
-    config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls, writable: Writable
+    config: Config,
+    database: Database,
+    data_dir: DataDir,
+    stopping: threading.Event,
+    *,
+    tls: LiveTls,
+    writable: Writable,
 ) -> None:
     queue, outbox = Queue("intake"), Outbox("intake", ae_titles=_ae_titles(config))
     seen = Seen(database, actor="intake")
@@ -177,12 +196,12 @@ def run_intake(
     with ExitStack() as stack:
         stack.enter_context(_alone(config.node.data_dir, "intake"))
         intake = Intake(
-            config.node.data_dir, record=record, known=known,
+            data_dir.path, record=record, known=known, check=data_dir.check,
             is_stat=is_stat(config.analyse.stat), stat_tags=stat_tags(config.analyse.stat),
             watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=refused,
         )  # fmt: skip
         answers = CommitmentAnswers(
-            database=database, commitments=Commitments("intake"), root=config.node.data_dir,
+            database=database, commitments=Commitments("intake"), root=data_dir.path, check=data_dir.check,
             calling_ae_title=config.node.ae_title, peers=_commitment_peers(config, tls),
         )  # fmt: skip
         reports = CommitmentReports(
@@ -272,7 +291,9 @@ def _matches(rule: StatRule, ds: Dataset, peer: Peer) -> bool:
 # --- analyse --------------------------------------------------------------------------------------------------------
 
 
-def run_analyse(config: Config, database: Database, stopping: threading.Event, *, writable: Writable) -> None:
+def run_analyse(
+    config: Config, database: Database, data_dir: DataDir, stopping: threading.Event, *, writable: Writable
+) -> None:
     from cxrnode.analyse import AnalyseOptions, Analyser  # noqa: PLC0415
     from cxrnode.engine_choice import chosen_engine  # noqa: PLC0415
     from cxrnode.outlast import Outlast  # noqa: PLC0415
@@ -288,7 +309,7 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
     outbox = Outbox("analyse", ae_titles=_ae_titles(config))
     with database.begin() as c:
         record_model(c, bundle, actor="analyse")
-    sweep_partial(config.node.data_dir / "dicom")
+    sweep_partial(data_dir.path / "dicom")
 
     with (
         chosen_engine(
@@ -320,10 +341,13 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
             outlast.worked()
             log.info("%s reported", counted(len(uids), "study"), extra={"studies": list(uids)})
 
+        output = Output(root=data_dir.path, data_dir=data_dir)
+
         def analyser() -> Analyser:
+            data_dir.wait(stopping)
             return Analyser(
                 database=database, queue=queue, studies=studies, outbox=outbox, pool=pool, inference=active,
-                context=context, output=Output(root=config.node.data_dir), options=options, on_done=done,
+                context=context, output=output, options=options, on_done=done,
                 on_reported=reported, stopping=stopping,
             )  # fmt: skip
 
@@ -336,15 +360,17 @@ def run_analyse(config: Config, database: Database, stopping: threading.Event, *
 # --- deliver --------------------------------------------------------------------------------------------------------
 
 
-def run_deliver(config: Config, database: Database, stopping: threading.Event, *, tls: LiveTls) -> None:
+def run_deliver(
+    config: Config, database: Database, data_dir: DataDir, stopping: threading.Event, *, tls: LiveTls
+) -> None:
     seen, told = Seen(database, actor="deliver"), SparseLog()
     deliverer = Deliverer(
-        destinations=destinations(config, tls), root=config.node.data_dir, database=database,
+        destinations=destinations(config, tls), root=data_dir.path, check=data_dir.check, database=database,
         outbox=Outbox("deliver", ae_titles=_ae_titles(config)), calling_ae_title=config.node.ae_title,
         report_refused=partial(seen.report_refused, told),
     )  # fmt: skip
     retention = Retention(
-        database=database, data_dir=config.node.data_dir, days=config.node.retention_days,
+        database=database, data_dir=data_dir.path, check=data_dir.check, days=config.node.retention_days,
         destinations={d.name: d.storage_commitment for d in config.destination},
     )  # fmt: skip
     loops = [retention.loop(stopping), seen.loop(told, "refused reports")]
@@ -393,7 +419,6 @@ def destinations(config: Config, tls: LiveTls) -> list[Destination]:
 @contextmanager
 def _alone(folder: Path, stage: str) -> Iterator[None]:
     """One process of this stage on this folder. Raises StoreError where another one is at work."""
-    make_data_dir(folder)
     busy = f"another cxrnode {stage} works on {folder}: stop it, or give this one its own"
     with locked(folder / f".{stage}.lock", busy):
         yield
@@ -407,16 +432,18 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
 
     Raises CxrnodeError where another node works on the same data folder, before anything there is touched.
     """
-    data_dir = config.node.data_dir
-    make_data_dir(data_dir)
+    data_dir, never = config.node.data_dir, threading.Event()
+    make, page = "intake" in supervisor.stages, partial(waiting_page, config)
+    wait_until(partial(check_mounted, config, make=make), never, page=page)
     with (
         locked(data_dir / ".node.lock", f"another cxrnode node works on {data_dir}: stop it, or give this one its own "
                "node.data_dir, database and ports"),
         locked(data_dir / ".stages.lock", f"stages of a node that was killed still work on {data_dir}: end them "
                "(cxrnode serve ... --only)", wait_s=_ORPHANS_S) as shared,
-        await_database(config, threading.Event()) as database,
+        await_database(config, never) as database,
     ):  # fmt: skip
         assert database  # noqa: S101 (nobody stops that wait but by a signal, which ends the process)
+        there = wait_until(partial(establish, database, data_dir, make=make), never, page=page)
         Clock().look(database)  # before a record is stamped with it, which would seem to prove it right
         with database.begin() as c:
             for setting in (ENGINE, GPU_STARTS):  # what was verified before this start counts no more, nor what crashed
@@ -425,7 +452,7 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                 c, "configuration_loaded", actor="node", software=__version__, host=socket.gethostname(),
                 user=os_user(), configuration=config.digest,
             )  # fmt: skip
-        with metrics.shared_folder(supervisor.stages) as folder, _pages(config, supervisor, folder) as monitor:
+        with metrics.shared_folder(supervisor.stages) as folder, _pages(config, supervisor, folder, there) as monitor:
 
             def hang_up() -> None:
                 if fresh := _read_anew(supervisor.config):

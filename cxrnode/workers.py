@@ -5,7 +5,8 @@ Each function takes and gives plain data that pickles, and is a pure function of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from io import BufferedReader
@@ -24,7 +25,7 @@ from cxrnode.dicom.select import select
 from cxrnode.dicom.text import encoded
 from cxrnode.errors import Rejected, ResultError, unexpected
 from cxrnode.item import Item, nested
-from cxrnode.location import open_item
+from cxrnode.location import is_away, open_item
 from cxrnode.metrics import device_name
 from cxrnode.report.capture import build_capture
 from cxrnode.report.check import check_result
@@ -33,6 +34,7 @@ from cxrnode.report.encode import decode as decode_result
 from cxrnode.report.encode import encode
 from cxrnode.report.patients import by_patient, patient_of
 from cxrnode.report.sr import build_sr
+from cxrnode.store.data_dir import DataDir
 from cxrnode.store.spool import write_atomic
 from cxrnode.types import (
     ByteArray,
@@ -62,6 +64,7 @@ class Decoded:
     image: PreparedImage | None = None
     rejection: Rejection | None = None
     device: str = ""  # what kind made the image, see metrics.device_name
+    away: bool = False  # what it lies on is not there just now: the rejection is none of the image's
 
 
 def scan(items: Sequence[Item]) -> list[NewItem]:
@@ -101,7 +104,7 @@ def _decode(location: dict[str, Any], shape: InputShape, kept_header: bytes) -> 
         with open_item(location) as f:
             ds = read_instance(f)
     except Rejected as e:
-        return _unreadable(location, e.rejection)
+        return Decoded(rejection=e.rejection, away=True) if is_away(e) else _unreadable(location, e.rejection)
     if kept_header and _whose(ds.encoded) != _whose(header_from_bytes(kept_header)):
         detail = "it holds another image, or another patient's, than when it was scanned: start over with --restart"
         return Decoded(rejection=Rejection(reason=Reason.UNREADABLE_FILE, detail=detail))
@@ -148,9 +151,24 @@ def _picture(ds: Dataset, shape: InputShape) -> PreparedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """Where results go; paths in the store are relative to `root`."""
+    """Where results go; paths in the store are relative to `root`. data_dir: of a node, which may go away."""
 
     root: Path
+    data_dir: DataDir | None = None
+
+    def check(self) -> None:
+        """Raises DataDirAwayError where it is not there."""
+        if self.data_dir:
+            self.data_dir.check()
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """It is there, before and after: what is written meanwhile lies in it, and in no empty mount point."""
+        self.check()
+        try:
+            yield
+        finally:
+            self.check()
 
     def object_path(self, study_instance_uid: str, kind: Kind, uid: str) -> Path:
         return self.root / "dicom" / study_instance_uid / f"{kind.value}-{uid}.dcm"
@@ -162,19 +180,24 @@ class Output:
 def make_capture(
     output: Output, context: ReportContext, image: StoredImage, preview: ByteArray, cam: FloatArray
 ) -> ResultObject:
-    """Build, check and write the Grad-CAM capture of one image. Raises ResultError, StorageFullError."""
+    """Build, check and write the Grad-CAM capture of one image.
+
+    Raises ResultError, StorageFullError, DataDirAwayError.
+    """
     shown = image_result(image)
-    return _write(output, context, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
+    with output.there():
+        return _write(output, context, Kind.CAPTURE, build_capture(shown, preview, cam, context), [shown])
 
 
 def make_sr(output: Output, context: ReportContext, study: Study) -> tuple[Report, ...]:
     """Build, check and write the SRs of a study: one for each patient whose images it holds, or why it is held back.
 
-    Raises StorageFullError.
+    Raises StorageFullError, DataDirAwayError.
     """
     images = [image_result(image) for image in study.images]
     patients = by_patient(images)
-    return tuple(_report(output, context, study, images, places, len(patients)) for places in patients)
+    with output.there():
+        return tuple(_report(output, context, study, images, places, len(patients)) for places in patients)
 
 
 def _report(

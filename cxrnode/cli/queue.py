@@ -143,9 +143,15 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
 
 
 def _deleted(c: Connection, root: Path, job_ids: list[int]) -> list[int]:
-    """Those whose file is gone: analysed again they would only lose the answer that they have."""
-    from cxrnode.store import overview  # noqa: PLC0415
+    """Those whose file is gone: analysed again they would only lose the answer that they have.
 
+    Raises DataDirAwayError where the folder is not there: nothing is gone then.
+    """
+    from cxrnode.store import overview  # noqa: PLC0415
+    from cxrnode.store.data_dir import recorded  # noqa: PLC0415
+
+    if data_dir := recorded(c, root):
+        data_dir.check()
     rows = [row for job_id in job_ids if (row := overview.job_row(c, job_id))]
     return [row["id"] for row in rows if row["received_at"] and not (root / row["path"]).is_file()]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cxrnode.errors import StorageFullError, StoreError
+from cxrnode.errors import AWAY, DataDirAwayError, StorageFullError, StoreError
 from engines.files import PRIVATE_UMASK, remove_abandoned, whole
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -60,10 +60,12 @@ def keep_private(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Say what is wrong with the disk in words; other OSErrors pass."""
+    """Say what is wrong with the disk, or with the share that it is, in words; other OSErrors pass."""
     try:
         yield
     except OSError as e:
+        if e.errno in AWAY:
+            raise DataDirAwayError(f"cannot write {path}: {e.strerror}. Is it mounted?") from e
         if e.errno in _STORAGE:
             raise StorageFullError(f"cannot write {path}: {e.strerror}. Make room or give write permission") from e
         raise

@@ -22,6 +22,7 @@ from cxrnode.monitor import Monitor
 from cxrnode.opening import open_database
 from cxrnode.serve import run_analyse
 from cxrnode.store import ledger
+from cxrnode.store.data_dir import establish
 from cxrnode.store.database import LEDGER_NAME, Database
 from cxrnode.supervisor import Supervisor
 from cxrnode.writable import Writable
@@ -152,8 +153,13 @@ def test_the_node_says_in_metrics_and_ledger_that_the_gpu_is_of_no_use(
     stopping = threading.Event()
     stopping.set()
     with open_database(config) as database:
+        data_dir = establish(database, tmp_path, make=True)
         run_analyse(
-            config, database, stopping, writable=Writable(stage="analyse", database=database, data_dir=tmp_path)
+            config,
+            database,
+            data_dir,
+            stopping,
+            writable=Writable(stage="analyse", database=database, data_dir=tmp_path),
         )
         monitor = Monitor(config=config, database=database, supervisor=Supervisor(config=tmp_path, stages=[]))
         measures = {m.name: m.samples for m in monitor.metrics()}

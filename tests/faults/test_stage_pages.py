@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cxrnode.opening import open_database
+from cxrnode.store.data_dir import establish
 from tests.support.awaiting import await_true
 from tests.support.node import Node
 from tests.support.sqlite import locked
@@ -15,6 +17,8 @@ from tests.support.sqlite import locked
 def node(tmp_path: Path) -> Node:
     node = Node(folder=tmp_path / "node")
     node.write_config()
+    with open_database(node.config) as database:
+        establish(database, node.data_dir, make=True)  # as an intake does at its first start
     return node
 
 
