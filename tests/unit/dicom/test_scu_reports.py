@@ -49,10 +49,12 @@ class Reporting:
     def __init__(self, *sent: bytes) -> None:
         self._sent = sent
         self.heard: list[bytes] = []
+        self.go = threading.Event()
         self._raw = b""
 
     def __call__(self, raw: socket.socket) -> None:
         raw.settimeout(60)
+        self.go.wait(60)  # pynetdicom takes nothing before it has noted what was accepted
         raw.sendall(b"".join(self._sent))
         with suppress(OSError):
             while part := raw.recv(1 << 16):
@@ -81,6 +83,7 @@ class Reporting:
 def asked(peer: Reporting, on_report: Callable[[Any], int] | None) -> Iterator[StoreScu]:
     with accepting(peer, commitment=True) as there:
         sender = StoreScu(there, on_report=on_report).open()
+        peer.go.set()
         try:
             yield sender
         finally:
