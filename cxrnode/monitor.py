@@ -31,7 +31,15 @@ from cxrnode.errors import ConfigError, DataDirAwayError, StorageFullError, Stor
 from cxrnode.metrics import ThreadState
 from cxrnode.store.data_dir import DataDir
 from cxrnode.store.database import Database
-from cxrnode.store.overview import Tally, oldest_waiting, open_deliveries, open_jobs, uncommitted
+from cxrnode.store.overview import (
+    Tally,
+    failing_deliveries,
+    oldest_undelivered,
+    oldest_waiting,
+    open_deliveries,
+    open_jobs,
+    uncommitted,
+)
 from cxrnode.store.queue import ENGINE, FALLBACK, ROUTINE, STAT, Queue
 from cxrnode.supervisor import Alone, Supervisor
 from cxrnode.types import NOTES, Outcome, Reason
@@ -126,7 +134,9 @@ class Monitor:
         names = [entry.name for entry in self.config.destination]
         with self.database.read() as c:
             jobs, deliveries, oldest = open_jobs(c), open_deliveries(c, names), oldest_waiting(c)
-            late = uncommitted(c, self._committing)
+            late, failing, queued = (
+                uncommitted(c, self._committing), failing_deliveries(c, names), oldest_undelivered(c, names),
+            )  # fmt: skip
             engine, fallback = (Queue("monitor").get_setting(c, key) for key in (ENGINE, FALLBACK))
         clock = self.clock.look(self.database)
         yield _gauge("cxrnode_clock_doubted", "1 while this machine's clock is not believed", {(): bool(clock.why)})
@@ -139,6 +149,15 @@ class Monitor:
         yield _gauge(
             "cxrnode_undelivered", "Results that wait to be sent, or were refused (up to 10000)", deliveries,
             "destination", "state",
+        )  # fmt: skip
+        ages = {(name,): max(0.0, now - queued.get(name, now)) for name in names}
+        yield _gauge(
+            "cxrnode_undelivered_age_seconds", "Since the oldest result was queued that was not tried yet", ages,
+            "destination",
+        )  # fmt: skip
+        yield _gauge(
+            "cxrnode_undelivered_failing", "Results that were tried many times in vain, and are again (up to 10000)",
+            {(name,): n for name, n in failing.items()}, "destination",
         )  # fmt: skip
         numbers = {(name,): number for name, (number, _) in late.items()}
         yield _gauge(

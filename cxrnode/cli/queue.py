@@ -108,7 +108,10 @@ def retry(config: ConfigPath, job_ids: Ids) -> None:
 
 @app.command()
 def bury(config: ConfigPath, job_ids: Ids) -> None:
-    """Give these up: no more attempts. Their studies' reports say that they were not analysed."""
+    """Give these up: no more attempts. Their studies' reports say that they were not analysed.
+
+    Of those that were analysed: no more attempts to send results of their studies that were tried in vain.
+    """
     _act(config, job_ids, "bury")
 
 
@@ -116,12 +119,13 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
     from cxrnode.audit.record import operator  # noqa: PLC0415
     from cxrnode.config import load_config  # noqa: PLC0415
     from cxrnode.opening import open_database  # noqa: PLC0415
+    from cxrnode.store import overview  # noqa: PLC0415
     from cxrnode.store.outbox import Outbox  # noqa: PLC0415
     from cxrnode.store.queue import Queue  # noqa: PLC0415
 
     loaded = load_config(config)
     actor = operator()
-    queue, wanted, gone = Queue(actor), len(job_ids), []
+    queue, wanted, gone, buried = Queue(actor), len(job_ids), [], 0
     with open_database(loaded, read_only=True):
         pass  # one of another schema is refused: bringing it to today's is for serve, when no older node works on it
     with open_database(loaded) as database, database.begin() as c:
@@ -132,12 +136,17 @@ def _act(config: Path, job_ids: list[int], what: str) -> None:
             Outbox(actor).reopen_refused(c, studies, now=time.time())
             changed = len(studies)
         else:
+            rows = [row for job_id in job_ids if (row := overview.job_row(c, job_id))]
             changed = queue.bury(c, job_ids)
+            studies = [row["study_instance_uid"] for row in rows if row["state"] == JobState.REPORTED.value]
+            buried = Outbox(actor).bury_failing(c, studies, now=time.time())
     say(f"{what}: {changed} of {counted(wanted, 'image')}")
     for job_id in gone:
         say(f"{job_id}: its file was deleted (retention); have it sent again", err=True)
-    if changed < wanted:
-        fits = "that were analysed" if what == "retry" else "that still wait"
+    if buried:
+        say(f"{counted(buried, 'result')} not sent any more")
+    elif changed < wanted:
+        fits = "that were analysed" if what == "retry" else "that still wait, or whose results were tried in vain"
         say(f"only images {fits} are changed: see cxrnode queue show ID", err=True)
         raise typer.Exit(1)
 

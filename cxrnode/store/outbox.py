@@ -24,6 +24,7 @@ from cxrnode.store.upsert import upsert
 from cxrnode.types import Outcome, ResultObject
 
 PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
+MANY_TRIES = 5  # what was tried so often in vain waits for all else that is due
 MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
 ASK_AGAIN_S = 30.0  # the report may be lost, or come hours later: each further request waits as long as it took so far
 _LONGEST_ASK_S = 86_400.0
@@ -31,6 +32,7 @@ _LONGEST_ASK_S = 86_400.0
 LONGEST_WAIT_S = 1800.0
 LONGEST_LEASE_S = 60.0
 _FREE = {"lease_owner": None, "lease_until": None}
+_BY_HAND = "given up by hand"
 _STAT_AT = 0.0  # STAT results are due since then, before all others
 _ASKED_BEFORE = ""  # a transaction that is over, and no answer can name
 
@@ -126,7 +128,10 @@ class Outbox:
 
         new_stat: STAT results that were never tried, and no others.
         """
-        claimed = _pick(c, _claimable(destination, lease.now, new_stat=new_stat), limit)
+        due, often = _claimable(destination, lease.now, new_stat=new_stat), delivery.c.attempts >= MANY_TRIES
+        claimed = _pick(c, due & ~often, limit)
+        if len(claimed) < limit:
+            claimed += _pick(c, due & often, limit - len(claimed))
         _update(c, claimed, lease_owner=lease.owner, lease_until=lease.until)
         return claimed
 
@@ -196,6 +201,17 @@ class Outbox:
                 again = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now}
                 _update(c, [d], **again, transaction_uid=None, **_FREE)
                 self._audit(c, "delivery_reopened", d)
+
+    def bury_failing(self, c: Connection, study_instance_uids: Sequence[str], *, now: float) -> int:
+        """Have the results of these studies that wait, and were tried in vain, tried no more; returns how many."""
+        buried = []
+        for uids in chunks(dict.fromkeys(study_instance_uids)):
+            tried = and_(delivery.c.state == PENDING, delivery.c.attempts > 0)
+            buried += _pick(c, and_(tried, result.c.study_instance_uid.in_(uids)), None)
+        _update(c, buried, state=REFUSED, updated_at=now, status=_BY_HAND, **_FREE)
+        for d in buried:
+            self._audit(c, "delivery_failed", d, status=_BY_HAND)
+        return len(buried)
 
     # -- storage commitment (PS3.4 annex J)
 

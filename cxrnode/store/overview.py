@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, or_, select, true
 
 from cxrnode.store.ledger import identifier
-from cxrnode.store.outbox import PENDING, REFUSED, SENT
+from cxrnode.store.outbox import MANY_TRIES, PENDING, REFUSED, SENT
 from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, ROUTINE, STAT
 from cxrnode.store.schema import delivery, instance, job, ledger, result
 from cxrnode.types import Outcome
@@ -118,6 +118,15 @@ def _up_to_most(condition: ColumnElement[bool]) -> Any:
 _OPEN_JOBS = _up_to_most(job.c.state == bindparam("state"))
 _AT = delivery.c.destination == bindparam("where")
 _OPEN_DELIVERIES = _up_to_most(_AT & (delivery.c.state == bindparam("state")))
+_FAILING = _up_to_most(_AT & (delivery.c.state == PENDING) & (delivery.c.attempts >= MANY_TRIES))
+_NEW = (
+    select(delivery.c.updated_at)
+    .where(_AT & (delivery.c.state == PENDING) & (delivery.c.attempts == 0))
+    .order_by(delivery.c.not_before)
+    .limit(MOST)
+    .subquery()
+)
+_OLDEST_NEW = select(func.min(_NEW.c.updated_at))
 # of two ends of the index: what was asked for waits as long again as it took, so that the oldest is at the far one
 _SENT = select(delivery.c.updated_at).where(_AT & (delivery.c.state == SENT))
 _ENDS = [_SENT.order_by(end).limit(MOST).subquery() for end in (delivery.c.not_before, delivery.c.not_before.desc())]
@@ -147,6 +156,18 @@ def open_deliveries(c: Connection, destinations: Iterable[str]) -> dict[tuple[st
     """(destination, state) -> how many results wait to be sent or were refused, up to MOST."""
     pairs = [(d, state) for d in destinations for state in (PENDING, REFUSED)]
     return {(d, s): c.execute(_OPEN_DELIVERIES, {"where": d, "state": s}).scalar_one() for d, s in pairs}
+
+
+def failing_deliveries(c: Connection, destinations: Iterable[str]) -> dict[str, int]:
+    """Destination -> how many results were tried there in vain many times, and are tried again, up to MOST."""
+    return {d: c.execute(_FAILING, {"where": d}).scalar_one() for d in destinations}
+
+
+def oldest_undelivered(c: Connection, destinations: Iterable[str]) -> dict[str, float]:
+    """Destination -> when the oldest result was queued for it that was never tried, seconds since 1970; none where
+    none waits."""
+    found = {d: c.execute(_OLDEST_NEW, {"where": d}).scalar_one() for d in destinations}
+    return {d: float(since) for d, since in found.items() if since is not None}
 
 
 def uncommitted(c: Connection, destinations: Iterable[str]) -> dict[str, tuple[int, float]]:

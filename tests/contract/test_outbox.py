@@ -11,11 +11,12 @@ from sqlalchemy import Connection, select
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.database import Database
 from cxrnode.store.objects import add_result
-from cxrnode.store.outbox import Outbox
+from cxrnode.store.outbox import MANY_TRIES, Outbox
+from cxrnode.store.overview import failing_deliveries, oldest_undelivered
 from cxrnode.store.queue import Queue
 from cxrnode.store.schema import delivery
 from cxrnode.types import Kind
-from tests.support.store import CR, NOW, header, kinds, lease, made, received
+from tests.support.store import CR, NOW, header, kinds, lease, made, received, study_uid
 
 OUTBOX, COMMITMENTS = Outbox("test"), Commitments("test")
 RESULTS = ["2.25.9", "2.25.10", "2.25.11"]  # an SR and two captures: sent in this order, not by UID
@@ -77,6 +78,23 @@ def test_a_stat_result_that_was_never_tried_is_asked_for_by_itself(c: Connection
     assert stat.made.sop_instance_uid == "2.25.12"
     OUTBOX.retry(c, stat, owner="a", now=NOW, not_before=NOW, status="0xA700")
     assert not OUTBOX.due(c, "near", now=NOW, new_stat=True)
+
+
+def test_what_was_tried_many_times_waits_for_all_else_and_can_be_given_up(c: Connection) -> None:
+    for _ in range(MANY_TRIES):
+        (often,) = OUTBOX.claim(c, "near", lease(), limit=1)
+        assert often.made.sop_instance_uid == RESULTS[0]
+        OUTBOX.retry(c, often, owner="a", now=NOW, not_before=0.0, status="0x0110")
+    assert failing_deliveries(c, ["near", "far"]) == {"near": 1, "far": 0}
+    assert [d.made.sop_instance_uid for d in OUTBOX.claim(c, "near", lease(), limit=9)] == [*RESULTS[1:], RESULTS[0]]
+    assert oldest_undelivered(c, ["near", "far", "third"]) == {"near": NOW, "far": NOW}
+    assert OUTBOX.bury_failing(c, [study_uid(2)], now=NOW) == 0
+    assert OUTBOX.bury_failing(c, [study_uid(1)], now=NOW) == 1
+    assert states(c) == ["2.25.9 refused", "2.25.10 pending", "2.25.11 pending"]
+    assert kinds(c)[-1] == "delivery_failed"
+    assert failing_deliveries(c, ["near"]) == {"near": 0}
+    OUTBOX.reopen_refused(c, [study_uid(1)], now=NOW)
+    assert OUTBOX.claim(c, "near", lease(), limit=1)[0].attempts == 0
 
 
 def test_it_ends_when_it_is_committed_and_is_sent_again_when_it_is_not_kept(c: Connection) -> None:

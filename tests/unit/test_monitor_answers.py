@@ -16,7 +16,7 @@ from cxrnode.config import load_config
 from cxrnode.monitor import Monitor
 from cxrnode.store import ledger
 from cxrnode.store.database import Database
-from cxrnode.store.outbox import Outbox
+from cxrnode.store.outbox import MANY_TRIES, Outbox
 from cxrnode.store.queue import Lease
 from cxrnode.supervisor import Supervisor
 from cxrnode.types import Destination
@@ -154,4 +154,29 @@ def test_results_that_stay_uncommitted_are_a_gauge_and_in_the_end_a_warning(
         outbox.requested(c, "pacs", "1.2.4", now=now, limit=2)
         outbox.answered(c, "1.2.4", ["1.2.826.0.1.2.9.1", "1.2.826.0.1.2.9.2"], [], now=now)
     assert gauge("cxrnode_uncommitted") == gauge("cxrnode_uncommitted_age_seconds") == {"pacs": 0}
+    database.close()
+
+
+def test_the_backlog_of_results_is_a_gauge_for_each_destination(tmp_path: Path) -> None:
+    config = tmp_path / "cxrnode.toml"
+    entry = '[[destination]]\nname = "{}"\nae_title = "A"\nhost = "127.0.0.1"\nport = 104\n'
+    config.write_text('[node]\ndata_dir = "."\n' + entry.format("pacs") + entry.format("late"))
+    database, now = Database(tmp_path / "ledger.sqlite"), time.time()
+    watch = Monitor(
+        config=load_config(config), database=database, supervisor=Supervisor(config=config, stages=["deliver"])
+    )
+    pacs, late = (Destination(ae_title="A", host="127.0.0.1", port=104, name=name) for name in ("pacs", "late"))
+    queue_up(database, tmp_path, pacs, late, now=now - 700)
+    queue_up(database, tmp_path, late, studies=range(2, 3), stat=True, now=now - 900)
+    outbox = Outbox("test")
+    with database.begin() as c:
+        for _ in range(MANY_TRIES):
+            for one in outbox.claim(c, pacs.key, Lease(owner="me", now=now, seconds=30.0), limit=10):
+                outbox.retry(c, one, owner="me", now=now, not_before=now, status="0x0110")
+
+    def gauge(name: str) -> dict[str, float]:
+        return {s.labels["destination"]: s.value for m in watch.metrics() for s in m.samples if s.name == name}
+
+    assert gauge("cxrnode_undelivered_age_seconds") == {"pacs": 0, "late": pytest.approx(900, abs=60)}
+    assert gauge("cxrnode_undelivered_failing") == {"pacs": 2, "late": 0}
     database.close()
