@@ -199,10 +199,10 @@ class Acceptor:
     def _finish(self, context_id: int, command: Command, operation: Operation) -> None:
         try:
             status = self._carry_out(command, operation)
-            if command.expects_response:
-                self._wire.send(encode_response(command, status, context_id, self._max_length))
         finally:
-            operation.discard()  # last: a disk that hangs keeps nobody from the answer
+            operation.discard()
+        if command.expects_response:
+            self._wire.send(encode_response(command, status, context_id, self._max_length))
         self._current = None
 
     def _carry_out(self, command: Command, operation: Operation) -> int:

@@ -14,9 +14,11 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cxrnode import metrics
+from cxrnode.bounded import Bounded, answer_by
 from cxrnode.dicom.budget import OBJECT_BYTES
 from cxrnode.dicom.dimse import Command
 from cxrnode.dicom.negotiation import IMPLEMENTATION_VERSION, Context
@@ -30,10 +32,14 @@ from cxrnode.dicom.status import (
     comment,
 )
 from cxrnode.dicom.uids import IMPLEMENTATION_CLASS_UID, is_valid_uid
+from cxrnode.errors import StoreAwayError
 from cxrnode.types import Peer
 
 _WRITE_BEHIND_BYTES = 1 << 20  # in each step: less is written sooner by fsync alone
 _ASK_AGAIN_BYTES = 1 << 25  # of a data set, between two looks at the room on the disk
+_DELETE_S = 2.0  # that a disk may take to delete what was refused, before its peer has the answer
+_GRACE_S = 0.5  # for what knows itself that its time is over, and cleans up
+_DISK = Bounded("the disk", threads=64)  # to make and to delete a file may hang like any write
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,7 @@ class StoreOperation:
         self._tell_refused = refused
         self._path = folder / f".{uuid.uuid4().hex}.part"
         self._fd = -1
+        self._exists = self._taken = False
         self._at = self._size = self._asked_at = self._behind_at = 0
         self._began = time.monotonic()
         self._sha256 = hashlib.sha256()
@@ -104,6 +111,7 @@ class StoreOperation:
         try:
             with metrics.answering():
                 status = self._finish()
+            self._taken = status == SUCCESS
             return status
         except BaseException:
             self._turned_away(status)
@@ -133,24 +141,33 @@ class StoreOperation:
     def discard(self) -> None:
         with suppress(OSError):
             self._close()
+        if not self._exists:
+            return
+        self._exists = False
+        delete = partial(self._path.unlink, missing_ok=True)
         try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:  # the next start deletes it
-            log.error("cannot delete %s: %s", self._path, error.strerror)  # noqa: TRY400 (in words)
+            if self._taken:  # and so most likely moved away
+                delete()
+            else:
+                _DISK.do(delete, until=time.monotonic() + _DELETE_S)
+        except (OSError, StoreAwayError) as error:  # the next start deletes it, if nobody does before
+            log.error("cannot delete %s: %s", self._path, _why(error))  # noqa: TRY400 (in words)
 
     def _check(self) -> int:
         if self._command.sop_class_uid != self._context.abstract_syntax:
             return SOP_CLASS_NOT_SUPPORTED
         if not is_valid_uid(self._command.sop_instance_uid):
             return INVALID_SOP_INSTANCE
-        return SUCCESS if self._has_room() else OUT_OF_RESOURCES
+        return SUCCESS if self._has_room() and not _DISK.hangs else OUT_OF_RESOURCES
 
     def _open(self) -> None:
+        until = answer_by()
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            self._refuse(str(error.strerror))
+            self._fd = _DISK.do(partial(_create, self._path, until), until=until + _GRACE_S)
+        except (OSError, StoreAwayError) as error:
+            self._refuse(_why(error))
             return
+        self._exists = True
         head = part10_head(self._command, self._context, self._peer)
         self._write(memoryview(head))
         self._at = len(head)
@@ -187,6 +204,20 @@ class StoreOperation:
         fd, self._fd = self._fd, -1  # closed once, whatever it says: its number is another file's at once
         if fd >= 0:
             os.close(fd)
+
+
+def _create(path: Path, until: float) -> int:
+    """A new file; its descriptor."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    if time.monotonic() > until:  # nobody waits for it any more
+        os.close(fd)
+        path.unlink()
+        raise StoreAwayError("the disk does not answer in time")
+    return fd
+
+
+def _why(error: OSError | StoreAwayError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
 def part10_head(command: Command, context: Context, peer: Peer) -> bytes:
