@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DataError, OperationalError
 
 from cxrnode import intake as intake_module
 from cxrnode.commit import CommitmentAnswers
-from cxrnode.committer import record_report
+from cxrnode.committer import CommitmentReports
 from cxrnode.dicom.commitment import PUSH_MODEL_INSTANCE, references
 from cxrnode.dicom.negotiation import COMMITMENT
 from cxrnode.dicom.scp import Handlers, ListenerOptions, start_listener
@@ -72,7 +71,7 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
     )
     handlers = Handlers(
         store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
-        commit_reported=partial(record_report, database, Outbox("intake")),
+        commit_reported=CommitmentReports(database=database, outbox=Outbox("intake"), reporters={}).take,
     )  # fmt: skip
     with start_listener(options, handlers) as listener:
         yield Peers(port=listener.port, database=database, file=file)
