@@ -87,7 +87,8 @@ def test_a_study_of_many_films(where: Path | str) -> None:
             image_ids=tuple(ids(c)), sources=(),
             last_received_at=1.0, stat=False, earlier=(),
         )  # fmt: skip
-        c.exec_driver_sql(f"INSERT INTO study VALUES ('{STUDY}', 1.0, 'me', 9.0, 0, 0.0, NULL)")
+        columns = "study_instance_uid, last_received_at, lease_owner, lease_until, attempts, not_before"
+        c.exec_driver_sql(f"INSERT INTO study ({columns}) VALUES ('{STUDY}', 1.0, 'me', 9.0, 0, 0.0)")
         assert studies.failed(c, whole, Rejection(reason=Reason.RESULT_INVALID), owner="me")
         states = c.execute(select(job.c.state, job.c.outcome)).all()
         assert states == [(REPORTED, "failed")] * HERE
