@@ -61,17 +61,17 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
     intake = Intake(
         folder, record=recorder(database), known=knower(database), is_stat=lambda _ds, _peer: False, watermark_bytes=0
     )
+    peer = ((PACS, HOST),)
     answers = CommitmentAnswers(
         database=database, commitments=Commitments("intake"), root=folder, calling_ae_title=NODE,
         peers={(PACS, HOST): Destination(ae_title=PACS, host=HOST, port=104)},
     )  # fmt: skip
-    peer = ((PACS, HOST),)
     options = ListenerOptions(
         ae_title=NODE, bind=HOST, port=0, incoming=intake.incoming, allow=peer, commitment_peers=peer
     )
     handlers = Handlers(
         store=intake.store, has_room=intake.has_room, commit_requested=answers.requested,
-        commit_reported=CommitmentReports(database=database, outbox=Outbox("intake"), reporters={}).take,
+        commit_reported=CommitmentReports(database=database, outbox=Outbox("intake"), reporters={"pacs": peer}).take,
     )  # fmt: skip
     with start_listener(options, handlers) as listener:
         yield Peers(port=listener.port, database=database, file=file)
