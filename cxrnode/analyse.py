@@ -41,6 +41,7 @@ from cxrnode.in_hand import (
     studies_in_hand,
 )
 from cxrnode.inference import Inference, Said
+from cxrnode.loops import lives
 from cxrnode.outcomes import Outcomes, of_unexpected
 from cxrnode.pool import NoWorkerError, Pool, Task, WorkerCrashedError
 from cxrnode.report.context import ReportContext
@@ -62,6 +63,7 @@ _POLL_S = 0.05
 _IDLE_POLL_S = 0.1  # each is two readings, all day
 _LEASE_S = 10.0  # what a killed process had in hand waits so long
 _BEAT_S = _LEASE_S / 4
+_HANGS_S = 300.0  # a round of the loop waits for the database and the disk alone
 _CLAIM = 4  # images that are worth a claim: each is a commit
 _BATCH_S = 0.1  # a node's batch takes about so long, for a STAT image that comes meanwhile waits for its end
 _SMALL = 4  # images of a batch that loses no speed to larger ones, on a CPU
@@ -150,6 +152,7 @@ class Analyser:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > _BEAT_S:
             self._beaten = time.monotonic()
+            lives("analyse", _HANGS_S)
             with self.database.read() as c:
                 if not (self._busy or self._has_claims(c) or self.queue.has_dead(c, self._lease())):
                     return

@@ -63,7 +63,7 @@ class HealthServer:
         """Stop listening and end every connection; returns when their threads have ended, or hang in a check."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
 
     def __enter__(self) -> Self:
         return self

@@ -13,11 +13,13 @@ import numpy as np
 
 from cxrnode import metrics
 from cxrnode.errors import StorageFullError, StoreError, unexpected
+from cxrnode.loops import at_work
 from cxrnode.types import FloatArray, Prediction
 from engines.base import Engine, EngineError
 from engines.check import UnusableEngineError
 from engines.preprocess import to_batch
 
+_HANGS_S = 900.0  # for a batch: a plan of TensorRT that errs is built anew in it
 _DECIMALS = 6  # of a probability: below what batch composition changes
 
 
@@ -41,7 +43,7 @@ class Inference:
 
     def wait(self) -> str:
         """Wait until the engine is up; its name. Raises EngineError where it did not come up."""
-        self._activation.result()
+        self._activation.result()  # a plan takes minutes to build; until then the stage is not up, and /readyz says so
         return self._engine.name
 
     def check(self) -> None:
@@ -59,7 +61,8 @@ class Inference:
 
     def _infer(self, images: Sequence[FloatArray]) -> list[Said]:
         began = time.monotonic()
-        answers = infer_bisecting(self._engine, images)
+        with at_work("inference", _HANGS_S):
+            answers = infer_bisecting(self._engine, images)
         took_s = time.monotonic() - began
         self._image_s = took_s / len(images)
         metrics.inferred(len(images), took_s)
@@ -73,7 +76,7 @@ def inference(engine: Engine) -> Iterator[Inference]:
         try:
             yield Inference(engine, thread)
         finally:
-            thread.submit(engine.deactivate).result()
+            thread.submit(engine.deactivate).result()  # at the end of the process, which a second signal ends at once
 
 
 def infer_bisecting(engine: Engine, images: Sequence[FloatArray]) -> list[Said]:

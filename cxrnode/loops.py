@@ -9,6 +9,7 @@ overdue and how often it failed in a row, and /readyz says so.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from cxrnode.patience import FOR_EVER, Patience
 
 _BEAT_S = 5.0  # while there is nothing to do
 _HANGS_S = 120.0  # longer than a database (60 s) or a peer (60 s) is waited for
+_END_S = 60.0  # for all loops to end when they are told to
 
 log = logging.getLogger(__name__)
 _current = threading.local()
@@ -89,14 +91,34 @@ def beat() -> None:
         loop.beat()
 
 
+def lives(name: str, hangs_s: float) -> None:
+    """A sign of life of a thread that is no Loop; without another one in this time it hangs."""
+    now = time.monotonic()
+    metrics.thread_lives(name, now, now + hangs_s)
+
+
+@contextmanager
+def at_work(name: str, hangs_s: float) -> Iterator[None]:
+    """What a thread that is no Loop does now and then: it hangs if this takes longer. Idle it may be for ever."""
+    lives(name, hangs_s)
+    try:
+        yield
+    finally:
+        lives(name, math.inf)
+
+
 @contextmanager
 def running(loops: Iterable[Loop], stopping: threading.Event) -> Iterator[None]:
-    """Each in a thread of its own; they have ended when this does, so `stopping` must be set by then."""
-    threads = [threading.Thread(target=loop.run, args=(stopping,), name=loop.name) for loop in loops]
+    """Each in a thread of its own; they have ended when this does, so `stopping` must be set by then. One that hangs is
+    left behind, and ends with the process: what it had in hand is as that of a process that was killed."""
+    threads = [threading.Thread(target=loop.run, args=(stopping,), name=loop.name, daemon=True) for loop in loops]
     for thread in threads:
         thread.start()
     try:
         yield
     finally:
+        until = time.monotonic() + _END_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                log.error("%s: hangs, and is left behind", thread.name)

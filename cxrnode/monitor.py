@@ -49,6 +49,7 @@ from cxrnode.writable import failing, prove_file
 _CONNECT_S = 2.0
 _UNANSWERED_S = 10.0  # that a stored instance may wait: senders give up after some tens of seconds
 _ANCHOR_LATE_H = 1.0
+_RESTART_S = 600.0  # that a thread has hung, beyond what its longest step may take, before its stage is started again
 _UNCOMMITTED_H = 6.0  # most archives commit within minutes; retention keeps what waits
 _PROOF = "proof"  # setting: written to see whether it can be
 _PRIORITIES = {STAT: "stat", ROUTINE: "routine"}
@@ -224,6 +225,15 @@ class Monitor:
         hang = [f"{t.stage}: {t.name}, silent for {now - t.beat:.0f} s" for t in self._living() if now > t.due]
         return f"no sign of life: {'; '.join(hang)}" if hang else None
 
+    def hung(self) -> dict[str, str]:
+        """The stages that are started again for it -> the threads that hang, for a log."""
+        now, found = time.monotonic(), dict[str, str]()
+        for t in self._living():
+            if now > t.due + _RESTART_S:
+                before = f"{found[t.stage]}; " if t.stage in found else ""
+                found[t.stage] = f"{before}{t.name} gave no sign of life for {(now - t.beat) / 60:.0f} minutes"
+        return found
+
     def _writes(self) -> str | None:
         """What a stage could not write last, and has not written since."""
         return failing(metrics.not_written_since(self.measured), time.monotonic()) if self.measured else None
@@ -233,9 +243,10 @@ class Monitor:
         return f"{'; '.join(failing)} (tried again; the log says why)" if failing else None
 
     def _living(self) -> list[ThreadState]:
-        """Those of the stages that are up: of the others the check of the stages tells."""
-        down = self.supervisor.down
-        return [t for t in metrics.threads(self.measured) if t.stage not in down] if self.measured else []
+        """Those of the processes that are up: of the stages that are not the check of the stages tells."""
+        down, since = self.supervisor.down, self.supervisor.since
+        threads = metrics.threads(self.measured) if self.measured else []
+        return [t for t in threads if t.stage not in down and t.beat >= since(t.stage)]
 
     def _database(self) -> str | None:
         """A row can be written: it is."""

@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from cxrnode.errors import CxrnodeError
+from cxrnode.loops import at_work
 from engines.files import PRIVATE_UMASK
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ WALL_S = 300.0  # and of time in all, for a file system that does not answer
 DATA_BYTES = 512 * 2**20  # that a task may take beyond what its worker has at its start
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _ALONE_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before a task is tried alone whose worker was killed
+_HANGS_S = 60.0  # beyond what a task may take
 _POLITE_S = 5.0  # for a worker without a task to end by itself
 
 
@@ -131,7 +133,7 @@ class Pool:
 
     def result(self, task: Task[T]) -> T:
         """The task's result, or its exception; WorkerCrashedError where the task itself kills workers."""
-        return task.future.result()
+        return task.future.result()  # a worker is killed after WALL_S, and its task tried once more
 
     def close(self) -> None:
         """Forget what waits and let the workers finish what they do."""
@@ -142,7 +144,7 @@ class Pool:
             self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join()  # in time: its task has two times WALL_S
 
     def _serve(self) -> None:
         """On a thread: one worker, and the tasks that it gets."""
@@ -153,7 +155,8 @@ class Pool:
             try:
                 if worker is None or not worker.alive:
                     worker = _Worker(self._begin)
-                result = self._run(task, worker)
+                with at_work(threading.current_thread().name, 2 * WALL_S + _HANGS_S):
+                    result = self._run(task, worker)
             except Exception as error:  # noqa: BLE001 (whatever the task raised is its result)
                 task.future.set_exception(error)
             else:
@@ -169,7 +172,7 @@ class Pool:
     def _next(self) -> Task[Any] | None:
         """The next task that may run; None when the pool closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._may_run())
+            self._changed.wait_for(lambda: self._closing or self._may_run())  # idle: `submit` and `close` wake it
             if self._closing:
                 return None
             task = self._waiting.popleft()
@@ -289,7 +292,7 @@ class _Worker:
     def _died(self, why: str = "") -> _Died:
         self.alive = False
         self._connection.close()
-        self._process.join()
+        self._process.join(_POLITE_S)
         code = self._process.exitcode or 0
         if code == -signal.SIGPROF:
             why = "it took too much processor time"
@@ -304,7 +307,7 @@ class _Worker:
             self._connection.close()
             self._process.join(_POLITE_S)
             self._process.kill()
-            self._process.join()
+            self._process.join(_POLITE_S)  # a file system that does not answer holds even what was killed
 
 
 def _nothing() -> None:
@@ -377,5 +380,5 @@ def _keep_freed_memory() -> None:
 
 
 def _exit_with(parent: BaseProcess) -> None:
-    parent.join()
+    parent.join()  # as long as it lives: this thread is for nothing else
     os._exit(1)

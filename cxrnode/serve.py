@@ -52,7 +52,7 @@ from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import ENGINE, GPU_STARTS, Queue
 from cxrnode.store.spool import keep_private, locked, sweep_partial
 from cxrnode.store.studies import Studies
-from cxrnode.supervisor import Alone, Supervisor, is_supervised, tell_started
+from cxrnode.supervisor import Alone, Supervisor, is_supervised, tell_stacks_on_request, tell_started
 from cxrnode.types import Destination, Peer, Receipt, ReceivedInstance
 from cxrnode.words import counted
 from cxrnode.writable import FILES, Writable
@@ -78,6 +78,7 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
     `file`: where SIGHUP, which the caller must have blocked, reads the configuration anew.
     """
     supervised = is_supervised()  # then the node's process has the pages
+    tell_stacks_on_request()
     with ExitStack() as stack:
         folder = None if supervised else stack.enter_context(metrics.shared_folder([stage]))
         metrics.begin(stage)
@@ -232,7 +233,7 @@ def run_intake(
         stack.enter_context(listening(config.node.data_dir, ports))
         stack.enter_context(running([answers.loop(), seen.loop(told)], stopping))
         tell_started()
-        stopping.wait()
+        stopping.wait()  # for a signal: this thread does nothing else
 
 
 def _listen(options: ListenerOptions, handlers: Handlers) -> Listener:
@@ -390,7 +391,7 @@ def run_deliver(
         deliverer.start()
         with running(loops, stopping):
             tell_started()
-            stopping.wait()
+            stopping.wait()  # for a signal: this thread does nothing else
             deliverer.stop()
         seen.flush(everything=True)
         told.flush(everything=True)
@@ -458,5 +459,5 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                 if fresh := _read_anew(supervisor.config):
                     monitor.tls_tables = fresh.tls_tables
 
-            supervisor.on_hangup = hang_up
+            supervisor.on_hangup, supervisor.hung = hang_up, monitor.hung
             return supervisor.run(shared=[shared])

@@ -3,11 +3,16 @@
 SIGTERM (or Ctrl-C) drains: every stage brings what it has in hand to its end. A second one ends them at once: what was
 in hand is done again at the next start. SIGHUP is handed on: what can be read anew is. A stage that ends with exit code
 2 before it ever worked says that the configuration cannot be used, and ends the node.
+
+A stage of which a thread hangs for many minutes is killed and started again. Nothing is lost by that, as by any kill:
+states move in one transaction, files are whole before their rows, leases end, results are made again under their UIDs.
+Its stacks go to stderr before.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import select
@@ -16,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +33,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0  # before a stage that died is starte
 _SETTLED_S = 60.0  # a stage that lived so long had a fresh start
 _ORPHAN_S = 10.0  # for a stage to drain whose supervisor was killed
 _TELL = "CXRNODE_STARTED_FD"  # in a stage's environment: the pipe on which it tells its supervisor that it works
+_LOOK_S = 5.0  # between looks for stages that hang
+_STACKS_S = 1.0  # for one to say where
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 log = logging.getLogger(__name__)
@@ -90,6 +97,8 @@ class Supervisor:
     config: Path
     stages: Sequence[str] = STAGES
     on_hangup: Callable[[], None] = lambda: None
+    hung: Callable[[], Mapping[str, str]] = dict  # stages that a new start is to mend, and which thread hangs
+    _looked: float = 0.0  # monotonic seconds
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0
 
@@ -121,6 +130,10 @@ class Supervisor:
     def deaths(self) -> dict[str, int]:
         return {child.stage: child.deaths for child in self._children}
 
+    def since(self, stage: str) -> float:
+        """When its process was started, monotonic seconds."""
+        return next((child.started for child in self._children if child.stage == stage), 0.0)
+
     def _watch(self, shared: Sequence[int]) -> int:
         while not self._signals:
             for child in self._children:
@@ -134,7 +147,23 @@ class Supervisor:
                     child.start(shared)
             if signal.sigtimedwait([signal.SIGHUP], _POLL_S):
                 self._hang_up()
+            if time.monotonic() > self._looked + _LOOK_S:
+                self._end_hung()
+                self._looked = time.monotonic()
         return 0
+
+    def _end_hung(self) -> None:
+        try:
+            hung = self.hung()
+        except Exception:
+            log.exception("it cannot be seen whether a stage hangs")
+            return
+        for stage, why in hung.items():
+            child = next(child for child in self._children if child.stage == stage)
+            log.error("%s is ended, to start again: %s", stage, why)
+            child.send(signal.SIGUSR2)
+            time.sleep(_STACKS_S)
+            child.send(signal.SIGKILL)
 
     def _hang_up(self) -> None:
         log.info("SIGHUP: log level and certificates are read anew")
@@ -190,6 +219,14 @@ class Alone:
     def deaths(self) -> dict[str, int]:
         return {}
 
+    def since(self, _stage: str) -> float:
+        return 0.0
+
+
+def tell_stacks_on_request() -> None:
+    """Where every thread is, to stderr on SIGUSR2: names of functions and lines, no values."""
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+
 
 def stop_on_signals(stopping: threading.Event) -> None:
     """SIGTERM drains. Ctrl-C reaches every process of the terminal; the supervisor's word counts."""
@@ -208,7 +245,7 @@ def end_with_supervisor(stopping: threading.Event) -> None:
     ends.register(os.dup(int(pipe)), 0)  # POLLERR: nobody reads any more (pipe(7)); `tell_started` closes the other
 
     def wait() -> None:
-        ends.poll()
+        ends.poll()  # as long as the supervisor lives: this thread is for nothing else
         log.error("the node's process is gone: this stage ends, too")
         stopping.set()
         time.sleep(_ORPHAN_S)

@@ -43,6 +43,7 @@ from cxrnode.dicom.sockets import Wire, force_down
 from cxrnode.dicom.status import NOT_AUTHORISED, SUCCESS, UNRECOGNISED_OPERATION
 from cxrnode.dicom.storing import IncomingInstance, StoreOperation
 from cxrnode.dicom.tls import handshake_fault
+from cxrnode.loops import lives
 from cxrnode.repeats import SparseLog
 from cxrnode.types import Peer
 
@@ -53,6 +54,7 @@ __all__ = [
 
 _SILENCE_S = 5.0  # for a TLS handshake, for the A-ASSOCIATE-RQ, and between the requests of a stranger
 _BACKLOG = 1024
+_BEAT_S, _HANGS_S = 5.0, 60.0  # of the thread that accepts connections
 
 _LOOK_UPS = SparseLog()
 
@@ -129,7 +131,7 @@ class Listener:
         """No new connections; associations end after the message under way, or after `grace_s` seconds."""
         self.closing = True
         force_down(self._server)
-        self._thread.join()
+        self._thread.join(grace_s)
         self._server.close()
         left = list(self._connections)
         for connection in left:
@@ -141,9 +143,13 @@ class Listener:
         _join(left, grace_s)
 
     def _accept(self) -> None:
+        self._server.settimeout(_BEAT_S)
         while not self.closing:
+            lives(self._thread.name, _HANGS_S)
             try:
                 sock, address = self._server.accept()
+            except TimeoutError:
+                continue
             except OSError as error:
                 if not self.closing:  # for instance EMFILE: others will close
                     self._warn(f"cannot accept connections: {error.strerror}", "accept")

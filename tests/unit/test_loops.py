@@ -95,7 +95,7 @@ def test_an_error_at_its_end_is_said_and_none(caplog: pytest.LogCaptureFixture) 
     beat()  # nothing, outside of a loop
 
 
-def test_what_all_threads_do_is_seen_by_the_node(tmp_path: Path) -> None:
+def test_what_all_threads_do_is_seen_by_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "cxrnode.toml"
     config.write_text('[node]\ndata_dir = "."\n')
     database = Database(tmp_path / "ledger.sqlite")
@@ -117,6 +117,12 @@ def test_what_all_threads_do_is_seen_by_the_node(tmp_path: Path) -> None:
             assert why.startswith("no sign of life: deliver: hangs, silent for ")
             assert "works" not in why + str(monitor.warnings["threads"]())
             assert "deliver: fails, " in str(monitor.warnings["threads"]())
+            assert monitor.hung() == {}  # not for long yet
+            monkeypatch.setattr("cxrnode.monitor._RESTART_S", 0.0)
+            assert monitor.hung() == {"deliver": "hangs gave no sign of life for 0 minutes"}
+            monkeypatch.setattr(Supervisor, "since", lambda *_: time.monotonic())
+            assert monitor.hung() == {}  # that was the process before
+            monkeypatch.undo()
             found = {(m.name, s.labels.get("thread")): s.value for m in monitor.metrics() for s in m.samples}
         finally:
             stage.stdin.close()
@@ -128,3 +134,19 @@ def test_what_all_threads_do_is_seen_by_the_node(tmp_path: Path) -> None:
     assert found["cxrnode_thread_errors", "fails"] >= 1
     assert found["cxrnode_thread_failures", "fails"] >= 1
     assert ("cxrnode_thread_beat", "works") not in found  # whose figures mean nothing to anybody else
+
+
+def test_a_loop_that_hangs_at_the_end_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cxrnode.loops._END_S", 0.2)
+    stopping, over = threading.Event(), threading.Event()
+
+    def hang() -> float:
+        over.wait(60)
+        return 0.0
+
+    with running([Loop(name="hangs", step=hang), Loop(name="works", step=lambda: 0.01)], stopping):
+        stopping.set()
+    over.set()
+    assert [r.getMessage() for r in caplog.records] == ["hangs: hangs, and is left behind"]

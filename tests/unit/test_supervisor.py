@@ -74,3 +74,36 @@ def test_a_supervisor_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     tell_started()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(tell)
+
+
+def test_a_stage_that_hangs_is_ended_with_its_stacks_and_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        SCRIPTS, "hangs",
+        "from cxrnode.supervisor import tell_stacks_on_request, tell_started; tell_stacks_on_request(); "
+        "tell_started(); import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "def waits_for_ever():\n    import time; time.sleep(600)\nwaits_for_ever()",
+    )  # fmt: skip
+    monkeypatch.setattr(module, "_LOOK_S", 0.1)
+    supervisor = Supervisor(config=tmp_path, stages=("hangs", "up"))
+    supervisor.hung = lambda: {} if supervisor.down or supervisor.deaths["hangs"] else {"hangs": "send pacs hangs"}
+    started: list[float] = []
+
+    def watch() -> None:
+        try:
+            await_true(lambda: not supervisor.down)
+            started.append(supervisor.since("hangs"))
+            await_true(lambda: supervisor.deaths["hangs"] == 1 and not supervisor.down)
+            started.append(supervisor.since("hangs"))
+        finally:
+            for _ in range(2):  # it does not drain
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch)
+    supervisor.run(on_started=watcher.start)
+    watcher.join()
+    assert started[0] < started[1]
+    assert supervisor.deaths == {"hangs": 1, "up": 0}
+    assert "hangs is ended, to start again: send pacs hangs" in caplog.text
+    assert "waits_for_ever" in capfd.readouterr().err
