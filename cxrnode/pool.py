@@ -25,7 +25,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from cxrnode.errors import CxrnodeError
-from cxrnode.loops import at_work
 from engines.files import PRIVATE_UMASK
 
 T = TypeVar("T")
@@ -148,6 +147,8 @@ class Pool:
 
     def _serve(self) -> None:
         """On a thread: one worker, and the tasks that it gets."""
+        from cxrnode.loops import at_work  # noqa: PLC0415 (the workers, which load this module, do without)
+
         worker = None
         with suppress(NoWorkerError):  # whose task it is will be told, if it cannot be started then either
             worker = _Worker(self._begin)
