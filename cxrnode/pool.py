@@ -132,7 +132,7 @@ class Pool:
 
     def result(self, task: Task[T]) -> T:
         """The task's result, or its exception; WorkerCrashedError where the task itself kills workers."""
-        return task.future.result()  # a worker is killed after WALL_S, and its task tried once more
+        return task.future.result()  # a worker is killed after WALL_S, and tries are counted
 
     def close(self) -> None:
         """Forget what waits and let the workers finish what they do."""
@@ -143,7 +143,7 @@ class Pool:
             self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()  # in time: its task has two times WALL_S
+            thread.join()  # in time: each try of its task has WALL_S
 
     def _serve(self) -> None:
         """On a thread: one worker, and the tasks that it gets."""
@@ -156,7 +156,7 @@ class Pool:
             try:
                 if worker is None or not worker.alive:
                     worker = _Worker(self._begin)
-                with at_work(threading.current_thread().name, 2 * WALL_S + _HANGS_S):
+                with at_work(threading.current_thread().name, (1 + len(_ALONE_WAITS_S)) * WALL_S + _HANGS_S):
                     result = self._run(task, worker)
             except Exception as error:  # noqa: BLE001 (whatever the task raised is its result)
                 task.future.set_exception(error)
