@@ -227,6 +227,14 @@ def test_an_older_record_s_causes_are_what_was_known_by_then(c: Connection) -> N
     assert [i.outcome and i.outcome.seq for i in found.inputs] == [2, 3]
 
 
+def test_an_older_report_s_cause_may_be_the_first_record_of_all(c: Connection) -> None:
+    assert analyse(c, A, "d" * 64, "a") == 1
+    report(c)
+    found = explain(c, SR)
+    assert found
+    assert [i.sop_instance_uid for i in found.inputs] == [A]
+
+
 def test_an_older_capture_s_cause_is_the_image_whose_outcome_follows(c: Connection) -> None:
     analyse(c, A, "d" * 64, "a")
     made = write(c, "report_made", sop_instance_uid=CAPTURE, object="capture", model=MODEL)

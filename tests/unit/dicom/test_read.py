@@ -42,6 +42,15 @@ def test_every_transfer_syntax_is_read_as_pydicom_reads_it(syntax: str, tmp_path
         assert ours.file_meta == theirs.file_meta
 
 
+@pytest.mark.parametrize(("vr", "read"), [("OB", "OB"), ("OW", "OW")])
+def test_pixel_data_are_bytes_or_words_as_the_file_says(vr: str, read: str) -> None:
+    ds = chest(96, 80, bits_stored=8)
+    ds["PixelData"].VR = vr
+    ours = read_instance(to_bytes(ds))
+    assert (ours["PixelData"].VR, ours["PixelData"].is_undefined_length) == (read, False)
+    assert read_instance(to_bytes(small("rle")))["PixelData"].VR == "OB"
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_header_stops_before_the_pixels(syntax: str) -> None:
     header = read_header(BytesIO(to_bytes(small(syntax))))

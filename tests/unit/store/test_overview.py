@@ -12,7 +12,7 @@ from cxrnode.store import overview
 from cxrnode.store.database import Database
 from cxrnode.store.ledger import append
 from cxrnode.store.outbox import Outbox
-from cxrnode.store.overview import Tally, Wanted, jobs, oldest_waiting, open_deliveries, open_jobs
+from cxrnode.store.overview import Tally, Wanted, job_row, jobs, oldest_waiting, open_deliveries, open_jobs
 from cxrnode.store.queue import ROUTINE, STAT, Finding, Queue
 from cxrnode.store.schema import job
 from cxrnode.types import Reason, Rejection
@@ -32,6 +32,18 @@ def test_what_is_open_and_for_how_long(database: Database) -> None:
         assert open_deliveries(c, ["pacs"]) == {("pacs", "pending"): 0, ("pacs", "refused"): 0}
         Outbox("test").enqueue_all(c, "pacs", now=NOW)
         assert open_deliveries(c, ["pacs"])["pacs", "pending"] == 1
+
+
+def test_a_job_is_shown_with_all_that_is_asked_of_it(database: Database) -> None:
+    with database.begin() as c:
+        Queue("test").receive(c, [received(1, 1)])
+        (row,) = jobs(c, Wanted(), limit=9)
+        assert job_row(c, row["id"]) == row
+        assert job_row(c, row["id"] + 1) is None
+    assert set(row) == {
+        "id", "state", "priority", "attempts", "outcome", "reason", "detail", "study_instance_uid", "sop_instance_uid",
+        "calling_aet", "host", "received_at", "path", "not_before", "last_error",
+    }  # fmt: skip
 
 
 def test_patients_whose_long_ids_share_their_beginning_are_told_apart(database: Database) -> None:
