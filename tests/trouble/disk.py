@@ -12,7 +12,7 @@ from tests.trouble.database import filled
 from tests.trouble.scene import Scene, scene, small_disk
 
 _BEFORE_S, _TROUBLE_S, _AFTER_S = 5.0, 30.0, 5.0
-_SIZE = "size=256m,nr_inodes=20k"
+_SIZE = "size=1g,nr_inodes=20k"
 
 
 def full(folder: Path) -> Account:
