@@ -147,7 +147,7 @@ class Analyser:
     # -- leases
 
     def _lease(self) -> Lease:
-        return Lease(owner=self.owner, now=time.time(), seconds=_LEASE_S)
+        return Lease(owner=self.owner, now=time.monotonic(), seconds=_LEASE_S)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > _BEAT_S:

@@ -79,7 +79,7 @@ class CommitmentAnswers:
                 self.commitments.given_up(c, asked, now=time.time(), why=why)
                 log.error("%s at %s: a storage commitment request is given up", asked.calling_aet, asked.host)
             else:
-                self.commitments.postponed(c, asked, not_before=time.time() + _wait_s(asked))
+                self.commitments.postponed(c, asked, now=time.time(), wait_s=_wait_s(asked))
 
     def _answer(self, asked: OpenRequest) -> None:
         instances = asked.instances
@@ -99,9 +99,9 @@ class CommitmentAnswers:
             log.warning("%s at %s: storage commitment report: %s", asked.calling_aet, asked.host, e)
             now = time.time()
             with self.database.begin() as c:
-                self.commitments.postponed(c, asked, not_before=now + _wait_s(asked))
+                self.commitments.postponed(c, asked, now=now, wait_s=_wait_s(asked))
                 if isinstance(e, NoAssociationError):
-                    self.commitments.peer_postponed(c, asked, not_before=now + min(_wait_s(asked), _PEER_AWAY_S))
+                    self.commitments.peer_postponed(c, asked, now=now, wait_s=min(_wait_s(asked), _PEER_AWAY_S))
             return
         with self.database.begin() as c:
             self.commitments.answered(c, asked, now=time.time(), kept=len(kept), missing=len(missing))

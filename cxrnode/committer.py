@@ -102,7 +102,7 @@ class Committer:
     def _postpone(self, transaction_uid: str, why: str, wait_s: float) -> None:
         with self.database.begin() as c:
             self.outbox.not_asked(
-                c, self.destination.key, transaction_uid, not_before=time.time() + wait_s, status=why
+                c, self.destination.key, transaction_uid, now=time.time(), wait_s=wait_s, status=why
             )  # fmt: skip
 
     def _report(self, report: CommitmentReport) -> int:

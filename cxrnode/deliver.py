@@ -82,7 +82,7 @@ class Sender:
             return wait_s
         new_stat = bool(wait_s)  # it failed for others: a STAT result that comes meanwhile is put to it all the same
         with self.database.read() as c:
-            due = self.outbox.due(c, self.destination.key, now=time.time(), new_stat=new_stat)
+            due = self.outbox.due(c, self.destination.key, self._lease(), now=time.time(), new_stat=new_stat)
         if not due:
             if time.monotonic() > self._used_at + _IDLE_S:
                 self.close()
@@ -122,7 +122,9 @@ class Sender:
         """What is answered is recorded together: a commit waits for the disk, and for whoever else writes."""
         self._holding = True
         with self.database.begin(shared=True) as c:
-            page = self.outbox.claim(c, self.destination.key, self._lease(), limit=_PAGE, new_stat=new_stat)
+            page = self.outbox.claim(
+                c, self.destination.key, self._lease(), now=time.time(), limit=_PAGE, new_stat=new_stat
+            )  # fmt: skip
         try:
             try:
                 all_tried = self._send_each(scu, page)
@@ -266,7 +268,7 @@ class Sender:
             log.warning("%s: a lease ended while its result was being sent: another sender has it", self.destination)
 
     def _lease(self) -> Lease:
-        return Lease(owner=self._owner, now=time.time(), seconds=self.lease_s)
+        return Lease(owner=self._owner, now=time.monotonic(), seconds=self.lease_s)
 
 
 class Deliverer:

@@ -13,9 +13,8 @@ from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
 from cxrnode.store.schema import commitment_request as request
 from cxrnode.store.schema import instance
+from cxrnode.store.waits import is_due
 from cxrnode.types import Outcome, Reference
-
-_MOST_WAIT_S = 3600.0  # between attempts to answer; beyond it the clock was set back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,7 @@ class Commitments:
         self, c: Connection, transaction_uid: str, calling_aet: str, host: str, instances: Sequence[Reference]
     ) -> None:
         """Take a request in. One whose Transaction UID is known is the same request, and is answered once more."""
-        again = {"answered_at": None, "attempts": 0, "not_before": 0.0}
+        again = {"answered_at": None, "attempts": 0, "not_before": 0.0, "wait_s": 0.0}
         mine = request.c.transaction_uid == transaction_uid
         if not c.execute(update(request).where(mine).values(**again)).rowcount:
             row = {"transaction_uid": transaction_uid, "calling_aet": calling_aet, "host": host}
@@ -55,8 +54,12 @@ class Commitments:
 
     def due(self, c: Connection, *, now: float) -> OpenRequest | None:
         """The one that waits longest of those that may be answered now."""
-        wait = (request.c.not_before <= now) | (request.c.not_before > now + _MOST_WAIT_S)
-        query = select(request).where(request.c.answered_at.is_(None), wait).order_by(request.c.not_before).limit(1)
+        query = (
+            select(request)
+            .where(request.c.answered_at.is_(None), is_due(request, now))
+            .order_by(request.c.not_before)
+            .limit(1)
+        )
         row = c.execute(query).first()
         if row is None:
             return None
@@ -83,15 +86,17 @@ class Commitments:
             transaction_uid=asked.transaction_uid, kept=kept, missing=missing, host=asked.host,
         )  # fmt: skip
 
-    def postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:
+    def postponed(self, c: Connection, asked: OpenRequest, *, now: float, wait_s: float) -> None:
         mine = request.c.transaction_uid == asked.transaction_uid
-        c.execute(update(request).where(mine).values(not_before=not_before, attempts=asked.attempts + 1))
+        later = {"not_before": now + wait_s, "wait_s": wait_s}
+        c.execute(update(request).where(mine).values(attempts=asked.attempts + 1, **later))
 
-    def peer_postponed(self, c: Connection, asked: OpenRequest, *, not_before: float) -> None:
+    def peer_postponed(self, c: Connection, asked: OpenRequest, *, now: float, wait_s: float) -> None:
         """What else its peer asked waits too: nobody answers there."""
         theirs = (request.c.calling_aet == asked.calling_aet) & (request.c.host == asked.host)
-        waits = request.c.answered_at.is_(None) & (request.c.not_before < not_before)
-        c.execute(update(request).where(theirs & waits).values(not_before=not_before))
+        sooner = is_due(request, now) | (request.c.not_before < now + wait_s)
+        waits = theirs & request.c.answered_at.is_(None) & sooner
+        c.execute(update(request).where(waits).values(not_before=now + wait_s, wait_s=wait_s))
 
     def given_up(self, c: Connection, asked: OpenRequest, *, now: float, why: str) -> None:
         """A dead letter: its peer gets no answer, and may ask again."""

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, case, false, func, literal, not_, or_, select, true, update
 
 from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import result_object
 from cxrnode.store.queue import STAT, Lease
 from cxrnode.store.schema import delivery, job, result
+from cxrnode.store.stillness import Stillness
 from cxrnode.store.upsert import upsert
+from cxrnode.store.waits import is_due
 from cxrnode.types import Outcome, ResultObject
 
 PENDING, SENT, COMMITTED, REFUSED = "pending", "sent", "committed", "refused"
 MANY_TRIES = 5  # what was tried so often in vain waits for all else that is due
 MAX_COMMITMENTS = 5  # what a peer takes and then does not keep is given up after so many times
-ASK_AGAIN_S = 30.0  # the report may be lost, or come hours later: each further request waits as long as it took so far
+ASK_AGAIN_S = 30.0  # the report may be lost, or come hours later: each further request waits twice as long
 _LONGEST_ASK_S = 86_400.0
-# No retry and no lease is longer: a time further ahead was written before the clock was set back, and holds nothing up
-LONGEST_WAIT_S = 1800.0
-LONGEST_LEASE_S = 60.0
+LONGEST_WAIT_S = 1800.0  # of a retry
 _FREE = {"lease_owner": None, "lease_until": None}
 _BY_HAND = "given up by hand"
 _STAT_AT = 0.0  # STAT results are due since then, before all others
@@ -45,6 +45,7 @@ class Delivery:
     destination: str
     state: str
     attempts: int  # tries so far; of what the peer took at least once, how often it took it
+    wait_s: float  # what it waits for now, or waited for
     updated_at: float  # when its state changed last, seconds since 1970, UTC
     made: ResultObject
 
@@ -55,6 +56,7 @@ class Outbox:
     def __init__(self, actor: str, *, resend_wait_s: float = 60.0, ae_titles: Mapping[str, str] | None = None) -> None:
         self._actor = actor
         self._ae_titles = ae_titles or {}  # of destinations that have a name in the configuration, for the ledger
+        self._leases: dict[str, Stillness[int, tuple[str, float]]] = {}  # by destination: each has a thread of its own
         self._resend_wait_s = resend_wait_s  # doubled each time: an archive may index what it took only later
 
     # -- in
@@ -112,9 +114,9 @@ class Outbox:
 
     # -- out
 
-    def due(self, c: Connection, destination: str, *, now: float, new_stat: bool = False) -> bool:
+    def due(self, c: Connection, destination: str, lease: Lease, *, now: float, new_stat: bool = False) -> bool:
         """Whether a claim would give anything. new_stat: of STAT results that were never tried."""
-        return _any(c, _claimable(destination, now, new_stat=new_stat))
+        return _any(c, _claimable(destination, now, self._taken(c, destination, lease), new_stat=new_stat))
 
     def waiting(self, c: Connection, destination: str) -> int:
         """How many deliveries have not arrived and may still."""
@@ -122,18 +124,30 @@ class Outbox:
         return int(c.execute(query).scalar_one())
 
     def claim(
-        self, c: Connection, destination: str, lease: Lease, *, limit: int, new_stat: bool = False
+        self, c: Connection, destination: str, lease: Lease, *, now: float, limit: int, new_stat: bool = False
     ) -> list[Delivery]:
         """The next deliveries that are due, the caller's until the lease ends; STAT first, a study's in one piece.
 
         new_stat: STAT results that were never tried, and no others.
         """
-        due, often = _claimable(destination, lease.now, new_stat=new_stat), delivery.c.attempts >= MANY_TRIES
+        due = _claimable(destination, now, self._taken(c, destination, lease), new_stat=new_stat)
+        often = delivery.c.attempts >= MANY_TRIES
         claimed = _pick(c, due & ~often, limit)
         if len(claimed) < limit:
             claimed += _pick(c, due & often, limit - len(claimed))
         _update(c, claimed, lease_owner=lease.owner, lease_until=lease.until)
         return claimed
+
+    def _taken(self, c: Connection, destination: str, lease: Lease) -> ColumnElement[bool]:
+        """What somebody holds whose lease has not ended: of what has, only as it is now."""
+        query = select(delivery.c.id, delivery.c.lease_owner, delivery.c.lease_until).where(
+            _in_state(destination, PENDING), delivery.c.lease_owner.is_not(None)
+        )
+        held = {row.id: (row.lease_owner, row.lease_until) for row in c.execute(query)}
+        leases = self._leases.setdefault(destination, Stillness())
+        ended = leases.still(held, now=lease.now, seconds=lease.seconds)
+        as_seen = (and_(delivery.c.id == k, delivery.c.lease_until == held[k][1]) for k in sorted(ended))
+        return and_(delivery.c.lease_owner.is_not(None), not_(or_(false(), *as_seen)))
 
     def heartbeat(self, c: Connection, destination: str, lease: Lease) -> int:
         """Keep the leases that the owner still has; returns how many."""
@@ -148,12 +162,12 @@ class Outbox:
     def sent(self, c: Connection, d: Delivery, *, owner: str, now: float, status: str) -> bool:
         """The peer took it. False: the lease was lost, nothing changed."""
         tries = case((delivery.c.transaction_uid.is_(None), 1), else_=delivery.c.attempts + 1)
-        values = {"state": SENT, "attempts": tries, "not_before": now}
+        values = {"state": SENT, "attempts": tries, **_at_once(now)}
         return self._end(c, d, owner, "delivered", status=status, updated_at=now, **values)
 
     def retry(self, c: Connection, d: Delivery, *, owner: str, now: float, not_before: float, status: str) -> bool:
         """It did not arrive, or the peer has no room now: once more, later. False: the lease was lost."""
-        values = {"attempts": delivery.c.attempts + 1, "not_before": not_before}
+        values = {"attempts": delivery.c.attempts + 1, "not_before": not_before, "wait_s": not_before - now}
         return self._end(c, d, owner, "delivery_postponed", status=status, updated_at=now, **values)
 
     def refused(self, c: Connection, d: Delivery, *, owner: str, now: float, status: str) -> bool:
@@ -183,7 +197,7 @@ class Outbox:
     def reopen(self, c: Connection, destination: str, *, now: float) -> None:
         """Have what was refused, and what a killed sender left behind, sent as if it were new."""
         unsent = and_(delivery.c.destination == destination, delivery.c.state.in_((PENDING, REFUSED)))
-        values = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now, "transaction_uid": None}
+        values = {"state": PENDING, "attempts": 0, **_at_once(now), "updated_at": now, "transaction_uid": None}
         reopened = c.execute(update(delivery).where(unsent).values(**values, **_FREE)).rowcount
         if reopened:
             ledger.append(
@@ -198,7 +212,7 @@ class Outbox:
         for uids in chunks(dict.fromkeys(study_instance_uids)):
             chosen = and_(delivery.c.state == REFUSED, result.c.study_instance_uid.in_(uids))
             for d in _pick(c, chosen, None):
-                again = {"state": PENDING, "attempts": 0, "not_before": now, "updated_at": now}
+                again = {"state": PENDING, "attempts": 0, **_at_once(now), "updated_at": now}
                 _update(c, [d], **again, transaction_uid=None, **_FREE)
                 self._audit(c, "delivery_reopened", d)
 
@@ -230,8 +244,8 @@ class Outbox:
         """
         asked = _pick(c, _askable(destination, now), limit)
         for d in asked:
-            wait = min(max(ask_again_s, now - d.updated_at), _LONGEST_ASK_S)
-            _update(c, [d], transaction_uid=transaction_uid, not_before=now + wait)
+            wait_s = min(max(ask_again_s, 2 * d.wait_s), _LONGEST_ASK_S)
+            _update(c, [d], transaction_uid=transaction_uid, not_before=now + wait_s, wait_s=wait_s)
         for study, of_study in groupby(asked, lambda d: d.made.study_instance_uid):
             ledger.append(
                 c, "commitment_requested", actor=self._actor, study_instance_uid=study,
@@ -241,11 +255,11 @@ class Outbox:
         return asked
 
     def not_asked(
-        self, c: Connection, destination: str, transaction_uid: str, *, not_before: float, status: str
+        self, c: Connection, destination: str, transaction_uid: str, *, now: float, wait_s: float, status: str
     ) -> None:
         """The peer did not take this request: another, later."""
         mine = and_(_in_state(destination, SENT), delivery.c.transaction_uid == transaction_uid)
-        c.execute(update(delivery).where(mine).values(not_before=not_before, status=status))
+        c.execute(update(delivery).where(mine).values(not_before=now + wait_s, wait_s=wait_s, status=status))
         ledger.append(
             c, "commitment_postponed", actor=self._actor, ae_title=self._ae_title(destination),
             destination=destination, transaction_uid=transaction_uid, status=status,
@@ -290,8 +304,8 @@ class Outbox:
     def _not_kept(self, c: Connection, d: Delivery, reason: int, now: float) -> None:
         status = f"not committed: 0x{reason:04X}"
         state = PENDING if d.attempts < MAX_COMMITMENTS else REFUSED
-        not_before = now + min(self._resend_wait_s * 2 ** (d.attempts - 1), LONGEST_WAIT_S)
-        over = {"transaction_uid": _ASKED_BEFORE, "not_before": not_before, "updated_at": now}
+        wait_s = min(self._resend_wait_s * 2 ** (d.attempts - 1), LONGEST_WAIT_S)
+        over = {"transaction_uid": _ASKED_BEFORE, "not_before": now + wait_s, "wait_s": wait_s, "updated_at": now}
         _update(c, [d], state=state, status=status, **over)
         self._audit(c, "commitment_failed", d, status=status, resend=state == PENDING)
 
@@ -315,21 +329,19 @@ def _in_state(destination: str, state: str) -> ColumnElement[bool]:
     return and_(delivery.c.destination == destination, delivery.c.state == state)
 
 
-def _claimable(destination: str, now: float, *, new_stat: bool = False) -> ColumnElement[bool]:
-    until = delivery.c.lease_until
-    free = or_(until.is_(None), until <= now, until > now + LONGEST_LEASE_S)
-    new = delivery.c.attempts == 0  # has nothing to wait for, whatever the clock says that it said then
-    due = new & (delivery.c.not_before == _STAT_AT) if new_stat else or_(new, _due(now, LONGEST_WAIT_S))
-    return and_(_in_state(destination, PENDING), due, free)
+def _claimable(
+    destination: str, now: float, taken: ColumnElement[bool], *, new_stat: bool = False
+) -> ColumnElement[bool]:
+    new = and_(delivery.c.attempts == 0, delivery.c.not_before == _STAT_AT)
+    return and_(_in_state(destination, PENDING), new if new_stat else is_due(delivery, now), not_(taken))
 
 
 def _askable(destination: str, now: float) -> ColumnElement[bool]:
-    new = func.coalesce(delivery.c.transaction_uid, _ASKED_BEFORE) == _ASKED_BEFORE  # as in _claimable
-    return and_(_in_state(destination, SENT), or_(new, _due(now, _LONGEST_ASK_S)))
+    return and_(_in_state(destination, SENT), is_due(delivery, now))
 
 
-def _due(now: float, longest_s: float) -> ColumnElement[bool]:
-    return or_(delivery.c.not_before <= now, delivery.c.not_before > now + longest_s)
+def _at_once(now: float) -> dict[str, float]:
+    return {"not_before": now, "wait_s": 0.0}
 
 
 def _any(c: Connection, which: ColumnElement[bool]) -> bool:
@@ -340,7 +352,7 @@ def _pick(c: Connection, which: ColumnElement[bool], limit: int | None) -> list[
     """Rows for the caller to change in this transaction; what another one changes just now is passed over."""
     ours = (delivery.c.id.label("delivery_id"), delivery.c.destination, delivery.c.state, delivery.c.attempts)
     query = (
-        select(*ours, delivery.c.updated_at, result)
+        select(*ours, delivery.c.wait_s, delivery.c.updated_at, result)
         .join(result, result.c.sop_instance_uid == delivery.c.result_uid)
         .where(which)
         .order_by(delivery.c.not_before, delivery.c.id)
@@ -353,6 +365,7 @@ def _pick(c: Connection, which: ColumnElement[bool], limit: int | None) -> list[
             destination=row.destination,
             state=row.state,
             attempts=row.attempts,
+            wait_s=row.wait_s or 0.0,
             updated_at=row.updated_at,
             made=result_object(row),
         )

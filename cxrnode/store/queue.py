@@ -1,8 +1,8 @@
 """The queue: what was received and what came of it.
 
 States only move forward (received -> claimed -> analysed -> reported), each step in one transaction with its ledger
-record, so that work that was killed at any moment goes on from what is committed here. A claim is a lease: it ends by
-its time, not by its owner's death, and whoever lost it can no longer write.
+record, so that work that was killed at any moment goes on from what is committed here. A claim is a lease: it ends when
+its owner has not renewed it for long, and whoever lost it can no longer write.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, case, func, insert, select, update
 
 from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import add_result
 from cxrnode.store.schema import instance, job, settings, study
+from cxrnode.store.stillness import Stillness
 from cxrnode.store.upsert import upsert
 from cxrnode.types import (
     JobState,
@@ -79,28 +80,18 @@ def _jobs(condition: ColumnElement[bool]) -> Select[Any]:
     return query.with_for_update(skip_locked=True)
 
 
-def lease_ended(until: Column[Any]) -> ColumnElement[bool]:
-    """Past, or so far ahead that the clock must have been set back since; its parameters are `Lease.times`."""
-    return (until < bindparam("now")) | (until > bindparam("furthest"))
-
-
 # claims are asked for all day
-_LOST = (job.c.state == CLAIMED) & lease_ended(job.c.lease_until)
+_HELD = select(job.c.id, job.c.lease_owner, job.c.lease_until).where(job.c.state == CLAIMED)
+_LOST = (job.c.state == CLAIMED) & job.c.id.in_(bindparam("ended", expanding=True))
 _SUSPECTS = _jobs(_LOST & job.c.attempts.between(_SUSPECT, MAX_ATTEMPTS - 1))
 _LOST_CLAIMS = _jobs(_LOST & (job.c.attempts < _SUSPECT) & (job.c.priority <= bindparam("least_urgent")))
 _IS_DEAD = _LOST & (job.c.attempts >= MAX_ATTEMPTS)
 _DEAD = _jobs(_IS_DEAD)
-_READY = _jobs(
-    (job.c.state == RECEIVED) & (job.c.not_before <= bindparam("now")) & (job.c.priority == bindparam("priority"))
-)
+_READY = _jobs((job.c.state == RECEIVED) & (job.c.priority == bindparam("priority")))
 # whether there are any at all, without a lock on what is found
 _URGENT_ENOUGH = job.c.priority <= bindparam("least_urgent")
 _LOST_LOOK = select(job.c.id).where(_LOST, _URGENT_ENOUGH | (job.c.attempts >= _SUSPECT)).limit(bindparam("limit"))
-_READY_LOOK = (
-    select(job.c.id)
-    .where(job.c.state == RECEIVED, job.c.not_before <= bindparam("now"), _URGENT_ENOUGH)
-    .limit(bindparam("limit"))
-)
+_READY_LOOK = select(job.c.id).where(job.c.state == RECEIVED, _URGENT_ENOUGH).limit(bindparam("limit"))
 _DEAD_LOOK = select(job.c.id).where(_IS_DEAD).limit(bindparam("limit"))
 
 
@@ -157,7 +148,10 @@ class SeenImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Who claims, and until when. Times are seconds since 1970, UTC."""
+    """Who claims, and for how long it lives without a beat. now: seconds of the claimer's own monotonic clock.
+
+    The store keeps `until`, which only has to change with each beat: whether a lease has ended, `Stillness` tells.
+    """
 
     owner: str
     now: float
@@ -167,17 +161,13 @@ class Lease:
     def until(self) -> float:
         return self.now + self.seconds
 
-    @property
-    def times(self) -> dict[str, float]:
-        """What `lease_ended` is asked with."""
-        return {"now": self.now, "furthest": self.now + 2 * self.seconds}
-
 
 class Queue:
     """All methods take the connection of the caller's transaction."""
 
     def __init__(self, actor: str) -> None:
         self._actor = actor
+        self._leases = Stillness[int, tuple[str, float]]()
 
     # -- in
 
@@ -264,27 +254,39 @@ class Queue:
         ended in silence before goes alone, to a caller that is `idle`; one that is not gets nothing until it is.
         `stat_only` is for a caller that has its hands full: STAT images alone.
         """
-        if suspect := self._due(c, _SUSPECTS, lease, 1):
+        ended = self._ended(c, lease)
+        if suspect := self._first(c, _SUSPECTS, 1, ended=ended):
             return self._take(c, lease, suspect) if idle else []
         least_urgent = STAT if stat_only else ROUTINE
-        ids = self._due(c, _LOST_CLAIMS, lease, limit, least_urgent=least_urgent)
-        stat = self._due(c, _READY, lease, limit - len(ids), priority=STAT)
-        routine = [] if stat_only else self._due(c, _READY, lease, limit - len(ids), priority=ROUTINE)
+        ids = self._first(c, _LOST_CLAIMS, limit, ended=ended, least_urgent=least_urgent)
+        stat = self._first(c, _READY, limit - len(ids), priority=STAT)
+        routine = [] if stat_only else self._first(c, _READY, limit - len(ids), priority=ROUTINE)
         room = limit - len(ids) - min(len(routine), limit // _ROUTINE_SHARE)
         ids = (ids + stat[: max(0, room)] + routine)[:limit]
         return self._take(c, lease, ids)
 
     def due(self, c: Connection, lease: Lease, *, stat_only: bool = False) -> bool:
         """Whether a claim may give anything; asked in a transaction that only reads."""
-        urgent = {"least_urgent": STAT if stat_only else ROUTINE}
-        return any(
-            c.execute(query, {**lease.times, **urgent, "limit": 1}).first()
-            for query in (_READY_LOOK, _LOST_LOOK)
-        )  # fmt: skip
+        urgent, ended = STAT if stat_only else ROUTINE, self._ended(c, lease)
+        ready = self._first(c, _READY_LOOK, 1, least_urgent=urgent)
+        return bool(ready or self._first(c, _LOST_LOOK, 1, ended=ended, least_urgent=urgent))
 
     def has_dead(self, c: Connection, lease: Lease) -> bool:
         """Whether `give_up` would give up any."""
-        return c.execute(_DEAD_LOOK, {**lease.times, "limit": 1}).first() is not None
+        return bool(self._first(c, _DEAD_LOOK, 1, ended=self._ended(c, lease)))
+
+    def _ended(self, c: Connection, lease: Lease) -> list[int]:
+        """The claimed jobs whose lease has ended."""
+        held = {row.id: (row.lease_owner, row.lease_until) for row in c.execute(_HELD)}
+        return sorted(self._leases.still(held, now=lease.now, seconds=lease.seconds))
+
+    def _first(
+        self, c: Connection, query: Select[Any], limit: int, *, ended: Sequence[int] | None = None, **values: int
+    ) -> list[int]:  # fmt: skip
+        """ended: of a query for what a lost lease left."""
+        if ended is None:
+            return list(c.execute(query, {"limit": limit, **values}).scalars())
+        return list(c.execute(query, {"limit": limit, "ended": ended, **values}).scalars()) if ended else []
 
     def _take(self, c: Connection, lease: Lease, ids: Sequence[int]) -> list[Job]:
         if not ids:
@@ -310,12 +312,9 @@ class Queue:
                 sop_instance_uid=claimed.sop_instance_uid, path=claimed.path, attempt=claimed.attempts,
             )  # fmt: skip
 
-    def _due(self, c: Connection, query: Select[Any], lease: Lease, limit: int, **values: int) -> list[int]:
-        return list(c.execute(query, {"limit": limit, **lease.times, **values}).scalars())
-
     def give_up(self, c: Connection, lease: Lease) -> None:
         """An image whose analysis never came to its end is a dead letter: failed, and its study's report says so."""
-        for job_id in self._due(c, _DEAD, lease, MAX_ATTEMPTS):
+        for job_id in self._first(c, _DEAD, MAX_ATTEMPTS, ended=self._ended(c, lease)):
             self._bury(c, job_id, Rejection(reason=Reason.GAVE_UP, detail=f"{MAX_ATTEMPTS} attempts"))
 
     def heartbeat(self, c: Connection, lease: Lease) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, select, true, update
 
 from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
 from cxrnode.store.objects import add_result, result_object
-from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, REPORTED, STAT, Lease, lease_ended, rejection_columns
+from cxrnode.store.queue import ANALYSED, CLAIMED, RECEIVED, REPORTED, STAT, Lease, rejection_columns
 from cxrnode.store.schema import instance, job, result, study
+from cxrnode.store.stillness import Stillness
 from cxrnode.types import Kind, Outcome, Prediction, Reason, Rejection, Report, StoredImage, Study
 
 _IMAGES = (
@@ -45,31 +46,32 @@ _CAPTURES = (
 )
 
 
-def _claimable() -> Select[Any]:
-    """Studies that are ready for their report, STAT first, but for what another claim holds just now.
+_CLAIM = (study.c.study_instance_uid, study.c.last_received_at, study.c.lease_owner, study.c.lease_until)
 
-    A time of receipt in the future was written before the clock was set back.
+
+def _in_work() -> Select[Any]:
+    """Studies of which something is claimed or analysed, STAT first; `open`: something of it is still to be analysed.
+
+    Not those that only wait: they may be a thousand.
     """
     other = job.alias()
     of_study = other.c.study_instance_uid == study.c.study_instance_uid
     still_open = select(other.c.id).where(of_study, other.c.state.in_((RECEIVED, CLAIMED)))
     urgency = select(func.min(other.c.priority)).where(of_study).scalar_subquery()
-    received, until = study.c.last_received_at, study.c.lease_until
+    begun = select(job.c.study_instance_uid).where(job.c.state.in_((CLAIMED, ANALYSED)))
     return (
-        select(study.c.study_instance_uid, received)
-        .where(
-            study.c.study_instance_uid.in_(select(job.c.study_instance_uid).where(job.c.state == ANALYSED)),
-            ~still_open.exists(),
-            or_(received <= bindparam("quiet_since"), received > bindparam("now")),
-            or_(until.is_(None), lease_ended(until)),
-        )
+        select(*_CLAIM, still_open.exists().label("open"))
+        .where(study.c.study_instance_uid.in_(begun))
         .order_by(urgency, study.c.study_instance_uid)
-        .limit(bindparam("limit"))
     )
 
 
-_LOOK = _claimable()  # asked for all day, so built once
-_CLAIMABLE = _LOOK.with_for_update(skip_locked=True)
+_IN_WORK = _in_work()  # asked for all day, so built once
+_TAKE = (
+    select(*_CLAIM)
+    .where(study.c.study_instance_uid.in_(bindparam("uids", expanding=True)))
+    .with_for_update(skip_locked=True)
+)
 
 
 class Studies:
@@ -77,23 +79,37 @@ class Studies:
 
     def __init__(self, actor: str) -> None:
         self._actor = actor
+        self._receipts = Stillness[str, float]()
+        self._leases = Stillness[str, tuple[str, float]]()
 
     def claim(self, c: Connection, lease: Lease, *, quiet_s: float, limit: int) -> list[Study]:
         """The next studies to report, the caller's until the lease ends; STAT first.
 
         One that holds nothing to report (duplicates, own results) comes with no images: close it without an SR.
         """
-        rows = c.execute(_CLAIMABLE, {**lease.times, "quiet_since": lease.now - quiet_s, "limit": limit}).all()
-        if rows:
-            mine = {"lease_owner": lease.owner, "lease_until": lease.until}
-            uids = [row.study_instance_uid for row in rows]
-            c.execute(update(study).where(study.c.study_instance_uid.in_(uids)).values(**mine))
+        ready = dict([(row[0], row) for row in self._ready(c, lease, quiet_s)][:limit])
+        if not ready:
+            return []
+        there = {row[0]: row for row in c.execute(_TAKE, {"uids": list(ready)})}
+        rows = [row for uid, row in ready.items() if uid in there and tuple(there[uid]) == tuple(row[: len(_CLAIM)])]
+        mine = {"lease_owner": lease.owner, "lease_until": lease.until}
+        uids = [row.study_instance_uid for row in rows]
+        c.execute(update(study).where(study.c.study_instance_uid.in_(uids)).values(**mine))
         return [self._study(c, row) for row in rows]
 
     def due(self, c: Connection, lease: Lease, *, quiet_s: float) -> bool:
         """Whether a claim may give any; asked in a transaction that only reads."""
-        asked = {**lease.times, "quiet_since": lease.now - quiet_s, "limit": 1}
-        return c.execute(_LOOK, asked).first() is not None
+        return bool(self._ready(c, lease, quiet_s))
+
+    def _ready(self, c: Connection, lease: Lease, quiet_s: float) -> list[Row[Any]]:
+        """Those that nobody holds, to which nothing was added for so long, by the clock of whoever looks."""
+        rows = c.execute(_IN_WORK).all()
+        received = {row.study_instance_uid: row.last_received_at for row in rows}
+        held = {r.study_instance_uid: (r.lease_owner, r.lease_until) for r in rows if r.lease_owner is not None}
+        quiet = self._receipts.still(received, now=lease.now, seconds=quiet_s)
+        ended = self._leases.still(held, now=lease.now, seconds=lease.seconds)
+        taken = held.keys() - ended
+        return [r for r in rows if not r.open and r.study_instance_uid in quiet and r.study_instance_uid not in taken]
 
     def _study(self, c: Connection, row: Any) -> Study:
         uid = row.study_instance_uid

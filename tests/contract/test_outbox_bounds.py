@@ -37,7 +37,7 @@ def c(database: Database) -> Iterator[Connection]:
 
 
 def take(c: Connection, *, now: float = NOW, owner: str = "a", limit: int = 9, to: str = "near") -> list[Delivery]:
-    return OUTBOX.claim(c, to, Lease(owner=owner, now=now, seconds=60.0), limit=limit)
+    return OUTBOX.claim(c, to, Lease(owner=owner, now=now, seconds=60.0), now=now, limit=limit)
 
 
 def sent(c: Connection, *, now: float = NOW) -> list[Delivery]:
@@ -57,22 +57,23 @@ def last(c: Connection, kind: str) -> AuditEvent:
 # -- claims
 
 
-@pytest.mark.parametrize(("asked_at", "free"), [(59.999, False), (60.0, True), (0.0, False), (-0.001, True)], ids=str)
-def test_a_delivery_s_lease_ends_with_its_last_second_and_is_never_longer(
-    c: Connection, asked_at: float, free: bool
-) -> None:
+@pytest.mark.parametrize(("asked_at", "free"), [(59.999, False), (60.0, True)], ids=str)
+def test_a_delivery_s_lease_ends_with_its_last_second(c: Connection, asked_at: float, free: bool) -> None:
     assert len(take(c)) == 3
+    assert not take(c, owner="b")
     assert bool(take(c, now=NOW + asked_at, owner="b")) is free
     assert OUTBOX.waiting(c, "near") == 3
 
 
-@pytest.mark.parametrize(("asked_at", "due"), [(9.999, False), (10.0, True), (-1790.0, False), (-1790.001, True)])
-def test_a_retry_is_due_at_its_second_and_never_half_an_hour_ahead(c: Connection, asked_at: float, due: bool) -> None:
+@pytest.mark.parametrize(("asked_at", "due"), [(9.999, False), (10.0, True), (0.0, False), (-0.001, True)])
+def test_a_retry_is_due_at_its_second_and_when_the_clock_was_set_back(
+    c: Connection, asked_at: float, due: bool
+) -> None:
     (d, *others) = take(c)
     for other in others:
         OUTBOX.refused(c, other, owner="a", now=NOW, status="0xC000")
     OUTBOX.retry(c, d, owner="a", now=NOW, not_before=NOW + 10, status="0xA700")
-    assert OUTBOX.due(c, "near", now=NOW + asked_at) is due
+    assert OUTBOX.due(c, "near", lease(now=NOW + asked_at), now=NOW + asked_at) is due
     assert bool(take(c, now=NOW + asked_at)) is due
 
 
@@ -166,14 +167,16 @@ def test_a_reopening_of_nothing_is_not_on_record(c: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent_before", "asked_again", "is_asked"),
-    [(0.0, 29.999, False), (0.0, 30.0, True), (40.0, 39.999, False), (40.0, 40.0, True), (3 * DAY, DAY - 0.001, False),
-     (3 * DAY, DAY, True), (3 * DAY, -0.001, True)],
+    ("times", "asked_again", "is_asked"),
+    [(0, 29.999, False), (0, 30.0, True), (1, 59.999, False), (1, 60.0, True), (40, DAY - 0.001, False),
+     (40, DAY, True), (40, -0.001, True)],
 )  # fmt: skip
-def test_a_request_waits_half_a_minute_or_as_long_as_it_took_so_far_and_a_day_at_most(
-    c: Connection, sent_before: float, asked_again: float, is_asked: bool
+def test_a_request_waits_half_a_minute_then_twice_as_long_each_time_and_a_day_at_most(
+    c: Connection, times: int, asked_again: float, is_asked: bool
 ) -> None:
-    sent(c, now=NOW - sent_before if sent_before else NOW)
+    sent(c, now=NOW - 1e7)
+    for n in range(times):
+        assert len(OUTBOX.requested(c, "near", f"2.25.{n}", now=NOW - 1e6 * (40 - n), limit=9)) == 3
     assert len(OUTBOX.requested(c, "near", "2.25.77", now=NOW, limit=9)) == 3
     assert OUTBOX.uncommitted(c, "near", now=NOW + asked_again) is is_asked
     assert bool(OUTBOX.requested(c, "near", "2.25.78", now=NOW + asked_again, limit=9)) is is_asked
@@ -199,7 +202,7 @@ def test_a_request_that_was_not_taken_changes_its_own_deliveries(c: Connection) 
     sent(c)
     OUTBOX.requested(c, "near", "2.25.77", now=NOW, limit=2)
     OUTBOX.requested(c, "near", "2.25.78", now=NOW, limit=1)
-    OUTBOX.not_asked(c, "near", "2.25.77", not_before=NOW + 5, status="0x0110")
+    OUTBOX.not_asked(c, "near", "2.25.77", now=NOW, wait_s=5, status="0x0110")
     assert [(r["not_before"], r["status"]) for r in rows(c)] == [
         (NOW + 5, "0x0110"), (NOW + 5, "0x0110"), (NOW + 30, "0x0000"),
     ]  # fmt: skip
@@ -275,15 +278,17 @@ def requests(c: Connection) -> dict[str, tuple[Any, ...]]:
 
 def test_the_request_that_waits_longest_is_answered_first(c: Connection) -> None:
     for uid, not_before in (("2.25.5", NOW - 1), ("2.25.6", NOW - 2), ("2.25.7", NOW - 1.5)):
-        COMMITMENTS.postponed(c, ask(c, uid), not_before=not_before)
+        COMMITMENTS.postponed(c, ask(c, uid), now=not_before, wait_s=0)
     due = COMMITMENTS.due(c, now=NOW)
     assert due
     assert (due.transaction_uid, due.attempts, due.host, due.calling_aet) == ("2.25.6", 1, "127.0.0.1", "PACS")
 
 
-@pytest.mark.parametrize(("asked_at", "due"), [(9.999, False), (10.0, True), (-3590.0, False), (-3590.001, True)])
-def test_an_answer_is_due_at_its_second_and_never_an_hour_ahead(c: Connection, asked_at: float, due: bool) -> None:
-    COMMITMENTS.postponed(c, ask(c, "2.25.5"), not_before=NOW + 10)
+@pytest.mark.parametrize(("asked_at", "due"), [(9.999, False), (10.0, True), (0.0, False), (-0.001, True)])
+def test_an_answer_is_due_at_its_second_and_when_the_clock_was_set_back(
+    c: Connection, asked_at: float, due: bool
+) -> None:
+    COMMITMENTS.postponed(c, ask(c, "2.25.5"), now=NOW, wait_s=10)
     assert (COMMITMENTS.due(c, now=NOW + asked_at) is not None) is due
 
 
@@ -294,14 +299,14 @@ def test_each_answer_counts_its_try_and_is_on_record(c: Connection) -> None:
     )  # fmt: skip
     COMMITMENTS.answered(c, first, now=NOW, kept=1, missing=2)
     COMMITMENTS.given_up(c, second, now=NOW + 1, why="unreadable")
-    COMMITMENTS.postponed(c, third, not_before=NOW + 2)
+    COMMITMENTS.postponed(c, third, now=NOW, wait_s=2)
     assert requests(c) == {"2.25.5": (NOW, 1, 0.0), "2.25.6": (NOW + 1, 1, 0.0), "2.25.7": (None, 1, NOW + 2)}
     done, dead = last(c, "commitment_answered"), last(c, "commitment_given_up")
     assert (done.ae_title, done.outcome, dead.ae_title, dead.outcome) == ("PACS", None, "PACS", "failed")
     assert done.detail == {"transaction_uid": "2.25.5", "kept": 1, "missing": 2, "host": "127.0.0.1"}
     assert dead.detail == {"transaction_uid": "2.25.6", "host": "127.0.0.1", "why": "unreadable"}
     ask(c, "2.25.5")  # once more
-    COMMITMENTS.postponed(c, third, not_before=NOW + 3)
+    COMMITMENTS.postponed(c, third, now=NOW, wait_s=3)
     ask(c, "2.25.7", calling="OTHER")
     assert requests(c)["2.25.5"] == requests(c)["2.25.7"] == (None, 0, 0.0)
 
@@ -313,8 +318,8 @@ def test_what_else_a_peer_asked_waits_with_it_and_nobody_else_s(c: Connection) -
     ):  # fmt: skip
         ask(c, uid, calling=calling, host=host)
     COMMITMENTS.answered(c, ask(c, "2.25.5"), now=NOW, kept=1, missing=0)
-    COMMITMENTS.postponed(c, ask(c, "2.25.6"), not_before=NOW + 99)
-    COMMITMENTS.peer_postponed(c, first, not_before=NOW + 10)
+    COMMITMENTS.postponed(c, ask(c, "2.25.6"), now=NOW, wait_s=99)
+    COMMITMENTS.peer_postponed(c, first, now=NOW, wait_s=10)
     assert {uid: row[2] for uid, row in requests(c).items()} == {
         "2.25.1": NOW + 10, "2.25.2": NOW + 10, "2.25.3": 0.0, "2.25.4": 0.0, "2.25.5": 0.0, "2.25.6": NOW + 99,
     }  # fmt: skip

@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         c.execute(update(job).where(job.c.id == 3).values(attempts=2, not_before=LATER, last_error="decoder crashed"))
         for name in ("pacs", "late"):
             Outbox("test").enqueue_all(c, name, now=at)
-        (d,) = Outbox("test").claim(c, "pacs", lease("a", at), limit=1)
+        (d,) = Outbox("test").claim(c, "pacs", lease("a", at), now=at, limit=1)
         Outbox("test").refused(c, d, owner="a", now=at, status="0x0122")
     database.close()
     path = folder / "cxrnode.toml"

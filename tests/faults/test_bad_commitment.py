@@ -40,7 +40,7 @@ def sent(database: Database, root: Path, pacs: FaultyPacs, studies: range = rang
     uids = queue_up(database, root, destination, studies=studies)
     outbox, now = Outbox("test"), time.time()
     with database.begin() as c:
-        for d in outbox.claim(c, destination.key, Lease(owner="me", now=now, seconds=30.0), limit=len(uids)):
+        for d in outbox.claim(c, destination.key, Lease(owner="me", now=now, seconds=30.0), now=now, limit=len(uids)):
             outbox.sent(c, d, owner="me", now=now, status="0x0000")
     pacs.stored.update(uids)
     return destination

@@ -49,7 +49,7 @@ def poll(database: Database, number: int, until: float) -> int:
     while time.monotonic() < until:
         n += 1
         with database.read() as c:
-            outbox.due(c, f"pacs {number}", now=time.time())
+            outbox.due(c, f"pacs {number}", lease(), now=time.time())
             outbox.uncommitted(c, f"pacs {number}", now=time.time())
             queue.due(c, lease())
             studies.due(c, lease(), quiet_s=3600.0)

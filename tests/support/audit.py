@@ -44,7 +44,7 @@ def lived(where: Path | str) -> Database:
         uids = studies.reported(c, study, reports(study, sr), owner="a") or []
         outbox.enqueue(c, uids, ["pacs"], now=NOW, study_instance_uid=study.study_instance_uid)
     with database.begin() as c:
-        for d in outbox.claim(c, "pacs", lease(), limit=9):
+        for d in outbox.claim(c, "pacs", lease(), now=NOW, limit=9):
             outbox.sent(c, d, owner="a", now=NOW, status="0x0000")
     return database
 

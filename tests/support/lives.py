@@ -88,6 +88,7 @@ class Lives:
                 QUEUE.finish(c, analysed(mine, note=note), owner="a")
 
     def lose_leases(self, c: Connection) -> None:
+        QUEUE.due(c, lease("a", self.now))  # seen
         self.now += 100
         QUEUE.give_up(c, lease("a", self.now))
         if self.chance.random() < 0.5:
@@ -110,6 +111,7 @@ class Lives:
         self.report(c)
 
     def analyse_all(self, c: Connection) -> None:
+        QUEUE.due(c, lease("a", self.now))  # seen
         self.now += 100
         while claimed := QUEUE.claim(c, lease("a", self.now), limit=9, idle=True):
             for mine in claimed:
@@ -145,7 +147,7 @@ class Lives:
 
     def deliver(self, c: Connection) -> None:
         where = self.chance.choice(DESTINATIONS)
-        for d in OUTBOX.claim(c, where, lease("d", self.now, 30.0), limit=4):
+        for d in OUTBOX.claim(c, where, lease("d", self.now, 30.0), now=self.now, limit=4):
             what, status = self.chance.random(), f"0x{self.chance.randint(0, 3):04X}"
             if what < 0.6:
                 OUTBOX.sent(c, d, owner="d", now=self.now, status=status)
@@ -159,7 +161,7 @@ class Lives:
         uid, where = f"2.25.7{int(self.now)}", self.chance.choice(DESTINATIONS)
         asked = OUTBOX.requested(c, where, uid, now=self.now, limit=4, ask_again_s=2.0)
         if asked and self.chance.random() < 0.5:
-            OUTBOX.not_asked(c, where, uid, not_before=self.now, status="0x0110")
+            OUTBOX.not_asked(c, where, uid, now=self.now, wait_s=0.0, status="0x0110")
         if asked:
             self.transactions.append(uid)
 

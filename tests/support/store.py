@@ -87,8 +87,16 @@ def analysed(job: Job, **more: Any) -> Finding:
     return Finding(job=job, prediction=prediction(), capture=made(f"2.25.{job.id}", study), **{**digest, **more})
 
 
+QUEUE = Queue("test")  # remembers for how long it has seen each lease unchanged
+
+
 def claim(c: Connection, limit: int = 100, owner: str = "a", now: float = NOW) -> list[Job]:
-    return Queue("test").claim(c, lease(owner, now), limit=limit, idle=True)
+    return QUEUE.claim(c, lease(owner, now), limit=limit, idle=True)
+
+
+def look(c: Connection, now: float = NOW) -> None:
+    """A lease lives from here on for as long as it is for, as `claim` sees it."""
+    QUEUE.due(c, lease("who looks", now))
 
 
 def kinds(c: Connection) -> list[str]:

@@ -241,6 +241,7 @@ def test_a_process_that_lost_its_lease_and_lives_gives_the_attempt_back(database
     """It was frozen, or the database was; another one has the image by now."""
     with database.begin() as c:
         (one, *_) = claim(c, limit=1, owner="frozen", now=1000.0)
+        QUEUE.due(c, lease("other", 1000.0))
     with database.begin() as c:
         (two, *_) = QUEUE.claim(c, lease("other", 2000.0), limit=1, idle=True)
         assert (one.id, two.attempts) == (two.id, 2)
@@ -257,6 +258,7 @@ def test_whose_own_lease_ended_counts_no_attempt_when_it_claims_again(database: 
     for now in (1000.0, 2000.0, 3000.0, 4000.0, 5000.0):
         with database.begin() as c:
             (again, *_) = QUEUE.claim(c, lease("slow", now), limit=1, idle=True)
+            QUEUE.due(c, lease("slow", now))
         assert again.attempts == 1
 
 
@@ -264,6 +266,7 @@ def test_what_a_killed_process_had_in_hand_counts(database: Database) -> None:
     for n in range(1, 4):
         with database.begin() as c:
             claimed = QUEUE.claim(c, lease(f"killed {n}", 1000.0 * n), limit=4, idle=True)
+            QUEUE.due(c, lease("next", 1000.0 * n))
         assert {j.attempts for j in claimed} == {n}
     with database.begin() as c:
         (suspect,) = QUEUE.claim(c, lease("next", 9000.0), limit=4, idle=True)

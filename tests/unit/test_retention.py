@@ -65,7 +65,7 @@ def report(database: Database, root: Path, study: int, destinations: tuple[str, 
     with database.begin() as c:
         for waiting in claim(c):
             Queue("analyse").finish(c, analysed(waiting), owner="a")
-        (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+        (ready,) = Studies("analyse").claim(c, lease(), quiet_s=0, limit=9)
         uids = Studies("analyse").reported(c, ready, reports(ready, sr), owner="a")
         assert uids is not None
         Outbox("analyse").enqueue(c, uids, destinations, now=NOW)
@@ -142,7 +142,7 @@ def test_a_new_step_begins_the_days_anew(database: Database, tmp_path: Path, cha
         take_in(database, tmp_path, 1, 2)
         with database.begin() as c:
             Queue("operator").bury(c, [2])
-            (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+            (ready,) = Studies("analyse").claim(c, lease(), quiet_s=0, limit=9)
             sr = made("2.25.101", 1, Kind.SR)
             assert Studies("analyse").reported(c, ready, reports(ready, sr), owner="a")
             Outbox("analyse").enqueue(c, ["2.25.101"], ["pacs"], now=NOW - 3600)
@@ -276,7 +276,7 @@ def test_of_a_study_without_a_report_only_what_did_not_fail_goes(
         (waiting,) = claim(c)
         rejected = Finding(job=waiting, pixel_digest="d" * 64, rejection=Rejection(reason=reason))
         Queue("analyse").finish(c, rejected, owner="a")
-        (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+        (ready,) = Studies("analyse").claim(c, lease(), quiet_s=0, limit=9)
         assert Studies("analyse").reported(c, ready, (), owner="a") == []
     assert swept(retention(database, tmp_path)) == deleted
 
@@ -287,7 +287,7 @@ def test_of_a_study_without_a_report_one_image_that_failed_keeps_all(database: D
         for waiting, reason in zip(claim(c), (Reason.LATERAL, Reason.UNDECODABLE), strict=True):
             rejected = Finding(job=waiting, pixel_digest="d" * 64, rejection=Rejection(reason=reason))
             Queue("analyse").finish(c, rejected, owner="a")
-        (ready,) = Studies("analyse").claim(c, lease(now=NOW + 60), quiet_s=5, limit=9)
+        (ready,) = Studies("analyse").claim(c, lease(), quiet_s=0, limit=9)
         Studies("analyse").reported(c, ready, (), owner="a")
     assert swept(retention(database, tmp_path)) == 0
 

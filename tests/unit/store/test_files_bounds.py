@@ -179,7 +179,7 @@ def test_jobs_are_listed_newest_first_by_all_that_is_wanted(database: Database) 
         uids = studies.reported(c, whole, reports(whole, made("2.25.901", 1, Kind.SR)), owner="a")
         assert uids
         outbox.enqueue(c, uids, ["near", "far"], now=NOW)
-        (sr, *_) = outbox.claim(c, "near", lease("s"), limit=1)
+        (sr, *_) = outbox.claim(c, "near", lease("s"), now=NOW, limit=1)
         outbox.sent(c, sr, owner="s", now=NOW, status="0x0000")
 
         def found(limit: int = 9, **wanted: object) -> list[int]:
