@@ -240,14 +240,20 @@ def test_a_node_makes_four_reports_at_a_time(database: Database, until_dry: bool
     assert stage(database, until_dry=until_dry, window=3)._claim_studies() == min(3, 6 - claimed)
 
 
-def test_a_study_is_reported_once_it_was_quiet_long_enough(database: Database) -> None:
+def test_a_study_is_reported_once_it_was_quiet_long_enough(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with database.begin() as c:
         queue = Queue("test")
-        queue.receive(c, [received(1, 1, at=time.time() - 50)])
+        queue.receive(c, [received(1, 1)])
         (waiting,) = queue.claim(c, Lease(owner="a", now=NOW, seconds=9), limit=9, idle=True)
         queue.finish(c, analysed(waiting), owner="a")
-    assert stage(database, quiet_s=1000.0)._claim_studies() == 0
-    assert stage(database, quiet_s=20.0)._claim_studies() == 1
+    run = stage(database, quiet_s=20.0)
+    assert run._claim_studies() == 0
+    clock[0] += 19.0
+    assert run._claim_studies() == 0
+    clock[0] += 1.0
+    assert run._claim_studies() == 1
 
 
 # -- leases

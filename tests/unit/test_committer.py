@@ -43,7 +43,7 @@ class Site:
         uids = queue_up(self.database, self.folder, destination)
         outbox = Outbox("test")
         with self.database.begin() as c:
-            for d in outbox.claim(c, name, Lease(owner="me", now=NOW, seconds=30.0), limit=10):
+            for d in outbox.claim(c, name, Lease(owner="me", now=NOW, seconds=30.0), now=NOW, limit=10):
                 outbox.sent(c, d, owner="me", now=NOW, status="0x0000")
         pacs.stored.update(uids)
         return destination

@@ -131,7 +131,7 @@ def test_results_that_stay_uncommitted_are_a_gauge_and_in_the_end_a_warning(
         queue_up(database, tmp_path, *destinations, studies=range(study, study + 1))
         for d in destinations:
             with database.begin() as c:
-                for one in outbox.claim(c, d.key, Lease(owner="me", now=now, seconds=30.0), limit=10):
+                for one in outbox.claim(c, d.key, Lease(owner="me", now=now, seconds=30.0), now=now, limit=10):
                     outbox.sent(c, one, owner="me", now=now - hours * 3600, status="0x0000")
 
     def gauge(name: str) -> dict[str, float]:
