@@ -82,11 +82,14 @@ def test_a_stat_result_that_was_never_tried_is_asked_for_by_itself(c: Connection
 
 def test_what_was_tried_many_times_waits_for_all_else_and_can_be_given_up(c: Connection) -> None:
     for _ in range(MANY_TRIES):
-        (often,) = OUTBOX.claim(c, "near", lease(), limit=1)
+        (often,) = OUTBOX.claim(c, "near", lease(), now=NOW, limit=1)
         assert often.made.sop_instance_uid == RESULTS[0]
         OUTBOX.retry(c, often, owner="a", now=NOW, not_before=0.0, status="0x0110")
     assert failing_deliveries(c, ["near", "far"]) == {"near": 1, "far": 0}
-    assert [d.made.sop_instance_uid for d in OUTBOX.claim(c, "near", lease(), limit=9)] == [*RESULTS[1:], RESULTS[0]]
+    assert [d.made.sop_instance_uid for d in OUTBOX.claim(c, "near", lease(), now=NOW, limit=9)] == [
+        *RESULTS[1:],
+        RESULTS[0],
+    ]
     assert oldest_undelivered(c, ["near", "far", "third"]) == {"near": NOW, "far": NOW}
     assert OUTBOX.bury_failing(c, [study_uid(2)], now=NOW) == 0
     assert OUTBOX.bury_failing(c, [study_uid(1)], now=NOW) == 1
@@ -94,7 +97,7 @@ def test_what_was_tried_many_times_waits_for_all_else_and_can_be_given_up(c: Con
     assert kinds(c)[-1] == "delivery_failed"
     assert failing_deliveries(c, ["near"]) == {"near": 0}
     OUTBOX.reopen_refused(c, [study_uid(1)], now=NOW)
-    assert OUTBOX.claim(c, "near", lease(), limit=1)[0].attempts == 0
+    assert OUTBOX.claim(c, "near", lease(), now=NOW, limit=1)[0].attempts == 0
 
 
 def test_it_ends_when_it_is_committed_and_is_sent_again_when_it_is_not_kept(c: Connection) -> None:

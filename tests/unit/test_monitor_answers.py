@@ -171,7 +171,7 @@ def test_the_backlog_of_results_is_a_gauge_for_each_destination(tmp_path: Path) 
     outbox = Outbox("test")
     with database.begin() as c:
         for _ in range(MANY_TRIES):
-            for one in outbox.claim(c, pacs.key, Lease(owner="me", now=now, seconds=30.0), limit=10):
+            for one in outbox.claim(c, pacs.key, Lease(owner="me", now=now, seconds=30.0), now=now, limit=10):
                 outbox.retry(c, one, owner="me", now=now, not_before=now, status="0x0110")
 
     def gauge(name: str) -> dict[str, float]:
