@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, false, func, literal, not_, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    exists,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from cxrnode.store import ledger
 from cxrnode.store.chunks import chunks
@@ -34,6 +48,9 @@ LONGEST_WAIT_S = 1800.0  # of a retry
 _FREE = {"lease_owner": None, "lease_until": None}
 _BY_HAND = "given up by hand"
 _STAT_AT = 0.0  # STAT results are due since then, before all others
+_STAT = (
+    exists().where(job.c.study_instance_uid == result.c.study_instance_uid, job.c.priority == STAT).correlate(result)
+)
 _ASKED_BEFORE = ""  # a transaction that is over, and no answer can name
 
 
@@ -91,13 +108,12 @@ class Outbox:
         in_outbox = select(there.c.id).where(
             there.c.result_uid == result.c.sop_instance_uid, there.c.destination == destination
         )
-        stat = select(job.c.id).where(job.c.study_instance_uid == result.c.study_instance_uid, job.c.priority == STAT)
         row: dict[str, Any] = {
             "result_uid": result.c.sop_instance_uid,
             "destination": literal(destination),
             "state": literal(PENDING),
             "attempts": literal(0),
-            "not_before": case((stat.exists(), _STAT_AT), else_=now),  # claims go by it: STAT first, then by age
+            "not_before": case((_STAT, _STAT_AT), else_=now),  # claims go by it: STAT first, then by age
             "status": literal(""),
             "updated_at": literal(now),
         }
@@ -131,11 +147,13 @@ class Outbox:
         new_stat: STAT results that were never tried, and no others.
         """
         due = _claimable(destination, now, self._taken(c, destination, lease), new_stat=new_stat)
-        often = delivery.c.attempts >= MANY_TRIES
-        claimed = _pick(c, due & ~often, limit)
-        if len(claimed) < limit:
-            claimed += _pick(c, due & often, limit - len(claimed))
-        _update(c, claimed, lease_owner=lease.owner, lease_until=lease.until)
+        tries = delivery.c.attempts
+        claimed: list[Delivery] = []
+        for which in ((tries > 0) & (tries < MANY_TRIES) & _STAT, tries < MANY_TRIES, tries >= MANY_TRIES):
+            if len(claimed) < limit:
+                more = _pick(c, due & which, limit - len(claimed))
+                _update(c, more, lease_owner=lease.owner, lease_until=lease.until)
+                claimed += more
         return claimed
 
     def _taken(self, c: Connection, destination: str, lease: Lease) -> ColumnElement[bool]:

@@ -78,6 +78,7 @@ def test_a_stat_result_that_was_never_tried_is_asked_for_by_itself(c: Connection
     assert stat.made.sop_instance_uid == "2.25.12"
     OUTBOX.retry(c, stat, owner="a", now=NOW, not_before=NOW, status="0xA700")
     assert not OUTBOX.due(c, "near", lease(), now=NOW, new_stat=True)
+    assert OUTBOX.claim(c, "near", lease(), now=NOW, limit=1)[0].made.sop_instance_uid == "2.25.12"  # and first again
 
 
 def test_what_was_tried_many_times_waits_for_all_else_and_can_be_given_up(c: Connection) -> None:

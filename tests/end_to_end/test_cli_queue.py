@@ -21,7 +21,8 @@ from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.schema import job
-from cxrnode.types import Reason, Rejection
+from cxrnode.types import Destination, Reason, Rejection
+from tests.support.outbox import queue_up, states
 from tests.support.store import analysed, claim, lease, received
 
 LATER = time.time() + 3600
@@ -135,3 +136,25 @@ def test_an_image_that_is_not_there(ask: Ask) -> None:
     said = ask("show", "77")
     assert said.returncode == 2
     assert "there is no image 77 in the queue" in " ".join(said.stderr.split())
+
+
+def test_results_that_are_tried_in_vain_can_be_given_up(tmp_path: Path) -> None:
+    peer = Destination(ae_title="A", host="127.0.0.1", port=104, name="pacs")
+    database, now = Database(tmp_path / "ledger.sqlite"), time.time()
+    bad, _ = queue_up(database, tmp_path, peer)
+    with database.begin() as c:
+        (d,) = Outbox("test").claim(c, "pacs", lease("a", now), now=now, limit=1)
+        Outbox("test").retry(c, d, owner="a", now=now, not_before=LATER, status="0x0110")
+    path = tmp_path / "cxrnode.toml"
+    path.write_text(
+        f'[node]\ndata_dir = "{tmp_path}"\n[[destination]]\nname = "pacs"\nae_title = "A"\nhost = "h"\nport = 104\n'
+    )
+    command = [sys.executable, "-m", "cxrnode", "queue", "bury", "1", "--config", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout == "bury: 0 of 1 image\n1 result not sent any more\n"
+    found = states(database, "pacs")
+    database.close()
+    assert found.pop(bad) == ("refused", "given up by hand")
+    assert set(found.values()) == {("pending", "")}  # never tried: nothing speaks against it
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def test_it_is_open_until_it_is_closed_or_the_peer_ends_it(tmp_path: Path) -> No
         assert sender.is_open is False
         assert sender.open() is sender
         assert sender.is_open is True
+        assert sender._assoc is not None
+        raw = sender._assoc.dul.socket.socket
+        assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else each data set waits for an acknowledgement
         sender.close()
         sender.close()
         assert sender.is_open is False
