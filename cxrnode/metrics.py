@@ -357,6 +357,13 @@ def scored(device: str, labels: Iterable[str], probabilities: Iterable[float]) -
         _meters.score.labels(device, label).observe(probability)
 
 
+def reports_expected(destinations: Iterable[str]) -> None:
+    """None was refused yet: a counter that begins with its first event has no increase."""
+    if _meters:
+        for destination in (*destinations, ""):
+            _meters.reports_refused.labels(destination)
+
+
 def report_refused(destination: str) -> None:
     """A storage commitment report of who was not asked; destination: who was, or "" where nobody was."""
     if _meters:

@@ -160,12 +160,13 @@ class Monitor:
             "cxrnode_undelivered_failing", "Results that were tried many times in vain, and are again (up to 10000)",
             {(name,): n for name, n in failing.items()}, "destination",
         )  # fmt: skip
-        numbers = {(name,): number for name, (number, _) in late.items()}
+        numbers = {(name,): late.get(name, (0, 0.0))[0] for name in names}  # 0 of who is never asked
         yield _gauge(
             "cxrnode_uncommitted", "Results that a destination took and did not commit to yet (up to 10000)", numbers,
             "destination",
         )  # fmt: skip
-        ages = {(name,): max(0.0, now - since) if number else 0.0 for name, (number, since) in late.items()}
+        since = {name: at for name, (number, at) in late.items() if number}
+        ages = {(name,): max(0.0, now - since.get(name, now)) for name in names}
         yield _gauge(
             "cxrnode_uncommitted_age_seconds", "Since a destination took the oldest result that it did not commit to",
             ages, "destination",

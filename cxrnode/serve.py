@@ -205,6 +205,7 @@ def run_intake(
             database=database, commitments=Commitments("intake"), root=data_dir.path, check=data_dir.check,
             calling_ae_title=config.node.ae_title, peers=_commitment_peers(config, tls),
         )  # fmt: skip
+        metrics.reports_expected(d.name for d in config.destination)
         reports = CommitmentReports(
             database=database, outbox=outbox, reporters={d.name: d.reporters for d in config.destination},
             refused=partial(seen.report_refused, told),
@@ -364,6 +365,7 @@ def run_analyse(
 def run_deliver(
     config: Config, database: Database, data_dir: DataDir, stopping: threading.Event, *, tls: LiveTls
 ) -> None:
+    metrics.reports_expected(d.name for d in config.destination)
     seen, told = Seen(database, actor="deliver"), SparseLog()
     deliverer = Deliverer(
         destinations=destinations(config, tls), root=data_dir.path, check=data_dir.check, database=database,
