@@ -14,7 +14,7 @@ import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
-from cxrnode.dicom import commit_report
+from cxrnode.dicom import commit_report, requestor
 from cxrnode.dicom.commit_report import report_commitment
 from cxrnode.dicom.requestor import CONNECT_TIMEOUT_S, NoAssociationError, SendError
 from cxrnode.dicom.scp import CommitmentReport
@@ -154,6 +154,7 @@ def test_it_waits_half_a_minute_for_an_answer_and_ten_seconds_for_a_connection()
 @pytest.mark.parametrize("stage", ["connection", "association", "answer"])
 def test_a_peer_that_says_nothing_holds_it_up_no_longer(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     """Long before pynetdicom's own half minute is over, or the system's two."""
+    monkeypatch.setattr(requestor, "_GRACE_S", 60.0)
     monkeypatch.setattr(commit_report, "_TIMEOUT_S", 0.2)
     monkeypatch.setattr(commit_report, "CONNECT_TIMEOUT_S", 0.2)
     over = threading.Event()

@@ -16,6 +16,7 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_FIND
 
 from cxrnode.dicom import probe as module
+from cxrnode.dicom import requestor
 from cxrnode.dicom.probe import FIND, RESULTS, probe
 from cxrnode.dicom.requestor import SendError
 from cxrnode.types import Destination
@@ -187,6 +188,7 @@ def test_it_waits_ten_seconds_for_anything() -> None:
 @pytest.mark.parametrize("stage", ["connection", "association", "answer"])
 def test_a_peer_that_says_nothing_holds_it_up_no_longer(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     """Long before pynetdicom's own half minute is over, or the system's two."""
+    monkeypatch.setattr(requestor, "_GRACE_S", 60.0)
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     over = threading.Event()
     began = time.monotonic()

@@ -6,6 +6,7 @@ import gc
 import queue
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -65,20 +66,23 @@ def test_a_peer_that_takes_nothing_or_hangs_up_is_said() -> None:
         )
     with faulty_pacs(associations=["reject"]) as rejecting:
         assert refused(rejecting.destination).startswith("association rejected: ")
-    with hanging_up() as port:
-        said = f"no answer: {HOST}:{port} ended the connection; it may not know our AE title, or want TLS"
-        assert refused(Destination(ae_title="PACS", host=HOST, port=port)) == said
+    for reset in (False, True):
+        with hanging_up(reset=reset) as port:
+            said = f"no answer: {HOST}:{port} ended the connection; it may not know our AE title, or want TLS"
+            assert refused(Destination(ae_title="PACS", host=HOST, port=port)) == said
 
 
 @contextmanager
-def hanging_up() -> Iterator[int]:
-    """Reads the request, and ends the connection."""
+def hanging_up(*, reset: bool = False) -> Iterator[int]:
+    """Reads the request, and ends the connection, the rude way or the polite one."""
     with socket.create_server((HOST, 0)) as server:
 
         def serve() -> None:
             peer, _ = server.accept()
             with peer:
                 peer.recv(1 << 16)
+                if reset:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
         thread = threading.Thread(target=serve)
         thread.start()
