@@ -52,7 +52,10 @@ def keep_private(folder: Path) -> None:
     """
     os.umask(PRIVATE_UMASK)
     for path in (folder, *folder.iterdir()) if folder.is_dir() else ():
-        mode = path.lstat().st_mode
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:  # SQLite's own files come and go
+            continue
         if mode & PRIVATE_UMASK and not stat.S_ISLNK(mode):
             with suppress(PermissionError):
                 path.chmod(stat.S_IMODE(mode) & ~PRIVATE_UMASK)

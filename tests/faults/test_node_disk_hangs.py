@@ -81,4 +81,3 @@ def test_a_frozen_disk(disk: Path, tmp_path: Path) -> None:
             assert sent(node, films) == [0] * SENDERS
             await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
             assert not list((node.data_dir / "incoming").iterdir())
-            assert node.stop() == 0

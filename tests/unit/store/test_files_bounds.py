@@ -212,3 +212,16 @@ def test_jobs_are_listed_newest_first_by_all_that_is_wanted(database: Database) 
         }  # fmt: skip
         claim(c, limit=1)
         assert oldest_waiting(c) == {ROUTINE: NOW}
+
+
+def test_a_file_that_goes_meanwhile_keeps_no_stage_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite deletes its -wal and -shm when the last of its users leaves."""
+    there = tmp_path / "ledger.sqlite"
+    there.write_bytes(b"")
+    there.chmod(0o644)
+    found = [tmp_path / "ledger.sqlite-shm", there]
+    monkeypatch.setattr(Path, "iterdir", lambda _folder: iter(found))
+    keep_private(tmp_path)
+    assert there.stat().st_mode & 0o777 == 0o600
