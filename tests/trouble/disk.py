@@ -1,10 +1,10 @@
-"""Four ways of a full disk, and one that may not be written."""
+"""Four ways of a full disk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.trouble.account import Account
@@ -36,23 +36,6 @@ def full_above_watermark(folder: Path) -> Account:
 def no_inodes(folder: Path) -> Account:
     with _on_small_disk(folder) as play:
         return _with_trouble(play, "no inodes", _no_inodes(play.node.data_dir))
-
-
-def read_only(folder: Path) -> Account:
-    """The kernel mounts a disk that fails read-only."""
-    with ExitStack() as stack:
-        mount = stack.enter_context(small_disk(folder / "node" / "var", _SIZE))
-        play = stack.enter_context(scene(folder))
-
-        @contextmanager
-        def trouble() -> Iterator[None]:
-            mount("remount", "ro")
-            try:
-                yield
-            finally:
-                mount("remount", "rw")
-
-        return _with_trouble(play, "disk read-only", trouble())
 
 
 @contextmanager
@@ -97,4 +80,4 @@ def _no_inodes(disk: Path) -> Iterator[None]:
         folder.rmdir()
 
 
-SCENES = (full, full_without_watermark, full_above_watermark, no_inodes, read_only)
+SCENES = (full, full_without_watermark, full_above_watermark, no_inodes)

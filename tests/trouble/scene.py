@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +62,15 @@ def on_postgresql(folder: Path, *, tablespace: Path | None = None) -> Iterator[t
 
 
 @contextmanager
-def small_disk(at: Path, *options: str) -> Iterator[Callable[..., None]]:
-    """A file system of its own, of tmpfs; gives a call that mounts it anew with other options."""
+def small_disk(at: Path, options: str) -> Iterator[None]:
+    """A file system of its own, of tmpfs."""
     if os.geteuid():
         raise NotHereError("a file system of its own wants root")
-
-    def mount(*how: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(how), "tmpfs", str(at)]
-        if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
-            raise NotHereError(f"cannot mount a small file system: {done.stderr.strip()}")
-
     at.mkdir(parents=True, exist_ok=True)
-    mount(*options)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)]
+    if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
+        raise NotHereError(f"cannot mount a small file system: {done.stderr.strip()}")
     try:
-        yield mount
+        yield
     finally:
         subprocess.run(["umount", "-l", str(at)], check=False)
