@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from pynetdicom import AE, evt
@@ -72,6 +73,7 @@ class TidyAE(AE):
         sock.tls_args = tls_args
         assoc.bind(evt.EVT_PDU_RECV, _mend_answer)
         assoc.bind(evt.EVT_CONN_OPEN, _set_socket)
+        assoc._serve_request = partial(_serve, assoc, assoc._serve_request)  # type: ignore[method-assign]
         assoc.dul.daemon = True  # none keeps the process from its end
         self._assoc = assoc
         return sock
@@ -148,6 +150,16 @@ def _in_time(otherwise: Callable[[], object], seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _serve(assoc: Association, others: Callable[[Any, int], None], message: Any, context_id: int) -> None:
+    """pynetdicom's reactor says that it pauses while a request is put, and may yet go on for a moment: on a busy
+    machine it takes the answer as if it were a request, and who waits for it waits until the time-out (60 s)."""
+    awaited = not assoc._reactor_checkpoint.is_set()
+    if awaited and getattr(message, "MessageIDBeingRespondedTo", None) is not None:
+        assoc.dimse.msg_queue.put((context_id, message))
+    else:
+        others(message, context_id)
 
 
 def _set_socket(event: Any) -> None:

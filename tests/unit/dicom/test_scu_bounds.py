@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
 
 from cxrnode.dicom.requestor import SendError
 from cxrnode.dicom.scu import Answer, StoreScu
@@ -103,6 +104,23 @@ def test_it_is_open_until_it_is_closed_or_the_peer_ends_it(tmp_path: Path) -> No
             with pytest.raises(SendError, match="the association is gone"):
                 ask()
         sender.close()
+
+
+def test_an_answer_that_the_reactor_took_is_given_back_to_who_waits_for_it() -> None:
+    """pynetdicom's reactor may take it where it has only just been told to pause."""
+    with faulty_pacs() as pacs, StoreScu(pacs.destination) as sender:
+        assoc = sender._assoc
+        assert assoc is not None
+        answer, request = C_STORE(), C_STORE()
+        answer.MessageIDBeingRespondedTo, request.MessageID = 1, 1
+        assoc._reactor_checkpoint.clear()  # as a request does that waits for its answer
+        await_true(lambda: assoc._is_paused)
+        assoc._serve_request(answer, 3)
+        assert assoc.dimse.msg_queue.get_nowait() == (3, answer)
+        assoc._serve_request(request, 3)
+        assoc._reactor_checkpoint.set()
+        assoc._serve_request(answer, 3)  # nobody waits: the next request must not take it for its own
+        assert assoc.dimse.msg_queue.empty()
 
 
 # -- requests
