@@ -2,9 +2,9 @@
 
     incoming/.NAME.part  --fsync-->  spool/STUDY/INSTANCE-DIGEST.dcm  --fsync of the folders-->  row  -->  0x0000
 
-A crash or an error before the row leaves at most a file that nobody was told about; the next start deletes it. It is
-not deleted sooner: its sender may just be sending it again, and then its row names that very file. Below the data
-folder, `incoming` and `spool` belong to the intake alone.
+A crash or an error before the row leaves at most a file that nobody was told about; the next start sets it aside (see
+`set_aside`). That is not done sooner: its sender may just be sending it again, and then its row names that very file.
+Below the data folder, `incoming` and `spool` belong to the intake alone.
 
 The sender has its answer in time (see `bounded`) whatever hangs, the disk or the database: then it is 0xA700.
 """
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from pydicom import Dataset
@@ -43,12 +42,12 @@ from cxrnode.errors import CxrnodeError, DataDirAwayError, Rejected, StorageFull
 from cxrnode.logs import words
 from cxrnode.store.spool import storage_errors
 from cxrnode.types import Peer, Reason, Receipt, ReceivedInstance
-from cxrnode.words import counted
 
 _FAULTS = {Reason.TOO_LARGE: TOO_LARGE, Reason.MISSING_UID: MISSING_UID}
-_SWEEP_PATHS = 500  # asked of the database at a time
 _THREADS = 64  # instances that are made durable at the same time
 _GRACE_S = 1.0  # for what knows itself that its time is over, and says why
+
+SPOOL = "spool"
 
 log = logging.getLogger(__name__)
 
@@ -59,24 +58,25 @@ class Intake:
     """The spool of one data folder.
 
     record: commits the rows of several instances in one transaction, whole or not at all; StorageFullError when the
-    disk is full. known: which of these paths (relative to the data folder) a row names. is_stat: whether an instance
+    disk is full. is_stat: whether an instance
     goes before what is routine, from its header and its sender; stat_tags: the elements that it looks at. Nothing is
     taken with less than `watermark_bytes` free.
     on_refused: told of what is not taken, (peer, SOP Instance UID, status, why), to say and to record it. check: raises
     DataDirAwayError where `data_dir` is not there just now.
 
-    Raises StorageFullError when the folders cannot be made. What a crash left behind is swept first.
+    Raises StorageFullError when the folders cannot be made. What a crash left of files that were still arriving is
+    swept first.
     """
 
     def __init__(
-        self, data_dir: Path, *, record: Record, known: Callable[[Sequence[Path]], set[Path]],
+        self, data_dir: Path, *, record: Record,
         is_stat: Callable[[Dataset, Peer], bool], watermark_bytes: int, stat_tags: frozenset[int] = frozenset(),
         on_refused: Callable[[Peer, str, int, str], None] = lambda _peer, _uid, _status, _why: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.incoming = data_dir / "incoming"
         self._data_dir = data_dir
-        self._spool = data_dir / "spool"
+        self._spool = data_dir / SPOOL
         self._is_stat = is_stat
         self._stat_tags = stat_tags
         self._watermark_bytes = watermark_bytes
@@ -87,8 +87,9 @@ class Intake:
         with storage_errors(data_dir):
             self.incoming.mkdir(parents=True, exist_ok=True)
             self._spool.mkdir(exist_ok=True)
-            _sync(data_dir)
-        self._sweep(known)
+            sync(data_dir)
+            for leftover in self.incoming.iterdir():  # never acknowledged: its sender still has it
+                leftover.unlink()
 
     def has_room(self) -> bool:
         """False also while the disk or the database hangs: what comes then would wait for nothing."""
@@ -120,16 +121,16 @@ class Intake:
         is wrong with us, known or not, is 0xA700, and the sender comes again.
         """
         try:
-            ds = _read(incoming, self._stat_tags)
+            ds = read_received(incoming, self._stat_tags)
             if (ds.SOPInstanceUID, ds.SOPClassUID) != (incoming.sop_instance_uid, incoming.sop_class_uid):
                 return DOES_NOT_MATCH, comment(DOES_NOT_MATCH)
             self._check()
             if not self._is_above_watermark():
                 return OUT_OF_RESOURCES, "less free space than the watermark"
-            _sync(incoming.path)
+            sync(incoming.path)
             if time.monotonic() > until:
                 raise StoreAwayError("the disk does not answer in time")
-            instance = _received(incoming, ds, stat=self._is_stat(ds, incoming.peer))
+            instance = received(incoming, ds, stat=self._is_stat(ds, incoming.peer))
             receipt = self._commits.add(instance, self._place(incoming.path, instance.path), until=until)
         except Rejected as rejected:
             why = rejected.rejection
@@ -154,19 +155,6 @@ class Intake:
             if not final.exists():
                 durable.rename(final)
         return self._spool, final.parent
-
-    def _sweep(self, known: Callable[[Sequence[Path]], set[Path]]) -> None:
-        """Files without a row were never acknowledged: their sender still has them."""
-        for leftover in self.incoming.iterdir():
-            leftover.unlink()
-        files = (path.relative_to(self._data_dir) for path in self._spool.glob("*/*.dcm"))
-        swept = 0
-        while paths := list(islice(files, _SWEEP_PATHS)):
-            for orphan in set(paths) - known(paths):
-                (self._data_dir / orphan).unlink()
-                swept += 1
-        if swept:
-            log.warning("deleted %s of the spool, never acknowledged", counted(swept, "file"))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -225,7 +213,7 @@ class _GroupCommit:
     def _commit(self, batch: list[_Entry]) -> None:
         try:
             for folder in sorted({folder for entry in batch for folder in entry.folders}):
-                _sync(folder)
+                sync(folder)
             batch = [entry for entry in batch if not entry.given_up]
             receipts = self._record([entry.instance for entry in batch]) if batch else []
         except Exception as error:  # noqa: BLE001 (whoever waits for it raises it)
@@ -249,13 +237,13 @@ def _named(incoming: IncomingInstance) -> dict[str, str]:
     }
 
 
-def _read(incoming: IncomingInstance, also: frozenset[int]) -> SourceDataset:
+def read_received(incoming: IncomingInstance, also: frozenset[int]) -> SourceDataset:
     """The header of a data set that is all there. Raises Rejected."""
     with incoming.path.open("rb") as f:
         return read_header(f, also=also, whole=True)
 
 
-def _received(incoming: IncomingInstance, ds: SourceDataset, *, stat: bool) -> ReceivedInstance:
+def received(incoming: IncomingInstance, ds: SourceDataset, *, stat: bool) -> ReceivedInstance:
     header, instance = instance_header(ds), incoming.sop_instance_uid
     study = header.study_instance_uid  # read_header and StoreOperation: valid
     return ReceivedInstance(
@@ -265,7 +253,7 @@ def _received(incoming: IncomingInstance, ds: SourceDataset, *, stat: bool) -> R
         series_instance_uid=header.series_instance_uid,
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         peer=incoming.peer,
-        path=Path("spool", study, f"{instance}-{incoming.sha256[:16]}.dcm"),
+        path=Path(SPOOL, study, f"{instance}-{incoming.sha256[:16]}.dcm"),
         sha256=incoming.sha256,
         size_bytes=incoming.size_bytes,
         received_at=time.time(),
@@ -276,7 +264,7 @@ def _received(incoming: IncomingInstance, ds: SourceDataset, *, stat: bool) -> R
     )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync of a file or a folder. Raises StorageFullError."""
     with storage_errors(path):
         fd = os.open(path, os.O_RDONLY)

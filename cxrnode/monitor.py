@@ -21,7 +21,7 @@ from typing import Any
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from cxrnode import __version__, metrics
+from cxrnode import __version__, metrics, set_aside
 from cxrnode.audit.anchors import unanchored_since
 from cxrnode.audit.forward import unconfirmed_since
 from cxrnode.checks import Asked
@@ -103,6 +103,8 @@ class Monitor:
         found["clock"] = self._clock
         if self.config.audit.anchor_file:
             found["anchor"] = self._anchor
+        if "intake" in self.supervisor.stages:
+            found["set aside"] = self._set_aside
         for entry in self.config.destination:
             found[f"destination {entry.name}"] = lambda name=entry.name: self._destination(name)  # type: ignore[misc]
         for name in self._committing:
@@ -208,6 +210,10 @@ class Monitor:
         deaths = {(stage,): n for stage, n in self.supervisor.deaths.items()}
         yield _counter("cxrnode_stage_deaths_total", "How often a stage ended by itself", deaths, "stage")
         quarantined = sum(1 for _ in (self.config.node.data_dir / "quarantine").glob("*.dcm"))
+        aside = sum(1 for _ in set_aside.files(self.config.node.data_dir))
+        yield _gauge(
+            "cxrnode_set_aside", "Files that lay in the spool without a row, see cxrnode queue take-in", {(): aside}
+        )
         yield _gauge("cxrnode_quarantined", "Results that failed the node's own checks", {(): quarantined})
         with suppress(OSError):  # not mounted: the check says so
             disk = shutil.disk_usage(self.config.node.data_dir)
@@ -338,6 +344,11 @@ class Monitor:
             f"{counted(number, 'result')} not committed, the oldest taken {hours:.0f} hours ago, and kept here until "
             "then: does it report (to node.port, from an AE title in commitment_ae_titles)? See cxrnode doctor"
         )
+
+    def _set_aside(self) -> str | None:
+        aside = sum(1 for _ in set_aside.files(self.config.node.data_dir))
+        mend = "cxrnode queue take-in takes them in; what it refuses is yours to look at and remove"
+        return f"{counted(aside, 'file')} lay in the spool without a row in the database: {mend}" if aside else None
 
     def _destination(self, name: str) -> str | None:
         with self.database.read() as c:

@@ -44,6 +44,7 @@ from cxrnode.mounted import check_mounted, waiting_page
 from cxrnode.opening import await_database, open_database
 from cxrnode.repeats import SparseLog
 from cxrnode.retention import Retention
+from cxrnode.set_aside import set_aside
 from cxrnode.store import ledger, unclaimed
 from cxrnode.store.commitments import Commitments
 from cxrnode.store.data_dir import DataDir, establish, wait_until
@@ -182,10 +183,6 @@ def run_intake(
         with seen.transaction() as c:
             return queue.receive(c, batch)
 
-    def known(paths: Sequence[Path]) -> set[Path]:
-        with database.read() as c:
-            return {Path(p) for p in queue.known_paths(c, [p.as_posix() for p in paths])}
-
     told = SparseLog()
 
     def refused(peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
@@ -196,8 +193,9 @@ def run_intake(
 
     with ExitStack() as stack:
         stack.enter_context(_alone(config.node.data_dir, "intake"))
+        set_aside(data_dir.path, database, queue, actor="intake")
         intake = Intake(
-            data_dir.path, record=record, known=known, check=data_dir.check,
+            data_dir.path, record=record, check=data_dir.check,
             is_stat=is_stat(config.analyse.stat), stat_tags=stat_tags(config.analyse.stat),
             watermark_bytes=config.receive.disk_watermark_mb * 2**20, on_refused=refused,
         )  # fmt: skip

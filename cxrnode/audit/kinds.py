@@ -39,6 +39,7 @@ PHRASES = {
     "association_aborted": "association of {ae} at {host} aborted{count:times}{since:since}: {why}",
     "received": "{ae} at {host} sent image {sop}, {size_bytes:size}: {outcome}",
     "refused": "{ae} at {host} sent image {sop}, refused with {status}: {why}{count:times}",
+    "set_aside": "image {sop} lay in the spool without a row in the database: set aside, {path}",
     "scanned": "image {sop} found in the archive: {path}",
     # what becomes of it
     "claimed": "analysis of image {sop} begun, attempt {attempt}",

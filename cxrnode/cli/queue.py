@@ -1,4 +1,4 @@
-"""`cxrnode queue list | show | retry | bury`: what waits, what came of it, and what to do about it."""
+"""`cxrnode queue list | show | retry | bury | take-in`: what waits, what came of it, and what to do about it."""
 
 from __future__ import annotations
 
@@ -113,6 +113,48 @@ def bury(config: ConfigPath, job_ids: Ids) -> None:
     Of those that were analysed: no more attempts to send results of their studies that were tried in vain.
     """
     _act(config, job_ids, "bury")
+
+
+@app.command("take-in")
+def take_in(config: ConfigPath) -> None:
+    """Take in what an intake's start has set aside: files of the spool without a row, as after a restore.
+
+    With the checks of C-STORE; what was sent again meanwhile is a duplicate. What is refused stays where it is.
+
+    Exit codes: 0 nothing is left; 1 something was refused; 2 this cannot be done.
+    """
+    from cxrnode.audit.record import operator  # noqa: PLC0415
+    from cxrnode.config import load_config  # noqa: PLC0415
+    from cxrnode.errors import Rejected  # noqa: PLC0415
+    from cxrnode.opening import open_database  # noqa: PLC0415
+    from cxrnode.serve import is_stat, stat_tags  # noqa: PLC0415
+    from cxrnode.set_aside import TakeIn, files  # noqa: PLC0415
+    from cxrnode.store.data_dir import recorded  # noqa: PLC0415
+    from cxrnode.store.queue import Queue  # noqa: PLC0415
+
+    loaded, refused, taken = load_config(config), 0, 0
+    root = loaded.node.data_dir
+    with open_database(loaded) as database:
+        with database.read() as c:
+            known = recorded(c, root)
+        if known:
+            known.check()
+        into = TakeIn(
+            data_dir=root, database=database, queue=Queue(operator()), called_aet=loaded.node.ae_title,
+            is_stat=is_stat(loaded.analyse.stat), stat_tags=stat_tags(loaded.analyse.stat),
+            watermark_bytes=loaded.receive.disk_watermark_mb * 2**20,
+        )  # fmt: skip
+        for path in sorted(files(root)):
+            name = path.relative_to(root)
+            try:
+                say(f"{name}: {into.take(path)}")
+                taken += 1
+            except Rejected as e:
+                refused += 1
+                say(f"{name}: refused: {e.rejection.text}", err=True)
+    say(f"taken in: {counted(taken, 'file')}, refused: {refused}")
+    if refused:
+        raise typer.Exit(1)
 
 
 def _act(config: Path, job_ids: list[int], what: str) -> None:

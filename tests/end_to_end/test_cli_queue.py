@@ -17,13 +17,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from cxrnode.intake import Intake
+from cxrnode.set_aside import set_aside
 from cxrnode.store.database import Database
 from cxrnode.store.outbox import Outbox
 from cxrnode.store.queue import Finding, Queue
 from cxrnode.store.schema import job
 from cxrnode.types import Destination, Reason, Rejection
+from tests.support.make_dicom import chest
 from tests.support.outbox import queue_up, states
+from tests.support.receiving import recorder
 from tests.support.store import analysed, claim, lease, received
+from tests.unit.test_intake import incoming
 
 LATER = time.time() + 3600
 Ask = Callable[..., subprocess.CompletedProcess[str]]
@@ -158,3 +163,32 @@ def test_results_that_are_tried_in_vain_can_be_given_up(tmp_path: Path) -> None:
     assert found.pop(bad) == ("refused", "given up by hand")
     assert set(found.values()) == {("pending", "")}  # never tried: nothing speaks against it
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+
+
+def test_what_was_set_aside_is_taken_in_and_what_is_refused_is_named(tmp_path: Path) -> None:
+    """As after the restore of a database that had no rows yet."""
+    config = tmp_path / "cxrnode.toml"
+    config.write_text('[node]\ndata_dir = "data"\n[receive]\ndisk_watermark_mb = 0\n', encoding="utf-8")
+    data_dir, database = tmp_path / "data", Database(tmp_path / "lost.sqlite")
+    node = Intake(data_dir, record=recorder(database), is_stat=lambda _ds, _peer: False, watermark_bytes=0)
+    assert [node.store(incoming(node, chest(64, 64, seed=seed))) for seed in (1, 2)] == [0, 0]
+    database.close()
+    restored = Database(data_dir / "ledger.sqlite")
+    set_aside(data_dir, restored, Queue("intake"), actor="intake")
+    restored.close()
+    bad = data_dir / "set-aside" / "1.2" / "notes.dcm"
+    bad.parent.mkdir()
+    bad.write_text("notes")
+
+    def take_in() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cxrnode", "queue", "take-in", "--config", str(config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    said = take_in()
+    assert said.returncode == 1
+    assert said.stdout.count(": new") == 2
+    assert "taken in: 2 files, refused: 1" in said.stdout
+    assert "set-aside/1.2/notes.dcm: refused: " in said.stderr
+    bad.unlink()
+    said = take_in()
+    assert (said.returncode, said.stdout, said.stderr) == (0, "taken in: 0 files, refused: 0\n", "")

@@ -96,7 +96,7 @@ def running_node(
     folder.mkdir(exist_ok=True)
     database = Database(folder.parent / f"{folder.name}.sqlite")
     intake = Intake(
-        folder, record=recorder(database), known=knower(database), is_stat=lambda _ds, peer: peer.calling_aet == "ER",
+        folder, record=recorder(database), is_stat=lambda _ds, peer: peer.calling_aet == "ER",
         watermark_bytes=watermark_bytes, on_refused=lambda *told: refused.append(told),
     )  # fmt: skip
     associations: list[tuple[Peer, str]] = []

@@ -26,11 +26,9 @@ PEER = Peer(calling_aet="PACS", called_aet="CXRNODE", host="127.0.0.1")
 Record = Callable[[Sequence[ReceivedInstance]], Sequence[Receipt]]
 
 
-def intake(
-    tmp_path: Path, record: Record, known: Callable[[Sequence[Path]], set[Path]] = lambda _paths: set(), **options: int
-) -> Intake:
+def intake(tmp_path: Path, record: Record, **options: int) -> Intake:
     return Intake(
-        tmp_path, record=record, known=known, is_stat=lambda ds, _peer: ds.Modality == "DX",
+        tmp_path, record=record, is_stat=lambda ds, _peer: ds.Modality == "DX",
         watermark_bytes=options.get("watermark_bytes", 0),
     )  # fmt: skip
 
@@ -156,7 +154,7 @@ def test_below_the_watermark_nothing_is_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "spool").iterdir())
 
 
-def test_a_start_sweeps_what_no_row_names(tmp_path: Path, database: Database) -> None:
+def test_a_start_deletes_what_was_still_arriving_and_nothing_of_the_spool(tmp_path: Path, database: Database) -> None:
     var = tmp_path / "var"
     node = intake(var, recorder(database))
     assert node.store(incoming(node, chest(64, 64))) == 0
@@ -164,9 +162,9 @@ def test_a_start_sweeps_what_no_row_names(tmp_path: Path, database: Database) ->
     orphan = acknowledged.with_name("1.2.3-0123456789abcdef.dcm")
     orphan.write_bytes(b"renamed, and killed before the commit")
     (node.incoming / ".dead.part").write_bytes(b"killed while receiving")
-    intake(var, recorder(database), knower(database))
+    intake(var, recorder(database))
     assert acknowledged.exists()
-    assert not orphan.exists()
+    assert orphan.exists()
     assert not list(node.incoming.iterdir())
 
 

@@ -19,11 +19,13 @@ from cxrnode.dicom.status import OUT_OF_RESOURCES
 from cxrnode.dicom.storing import IncomingInstance
 from cxrnode.errors import StorageFullError, StoreAwayError
 from cxrnode.intake import Intake
+from cxrnode.set_aside import set_aside
 from cxrnode.store.database import Database
+from cxrnode.store.queue import Queue
 from cxrnode.types import Receipt, ReceivedInstance
 from tests.support.awaiting import await_true
 from tests.support.make_dicom import chest
-from tests.support.receiving import knower, recorder
+from tests.support.receiving import recorder
 from tests.unit.test_intake import incoming
 
 SOON_S, PATIENT_S = 0.1, 60.0
@@ -57,7 +59,7 @@ class Site:
         self.peers = ThreadPoolExecutor(8)
         self._record = recorder(self.database)
         self._numbers = iter(range(1000))
-        sync = intake_module._sync
+        sync = intake_module.sync
 
         def slow_sync(path: Path) -> None:
             if path.suffix == ".part":
@@ -66,15 +68,16 @@ class Site:
                 self.hangs["folder"].passes()
             sync(path)
 
-        monkeypatch.setattr(intake_module, "_sync", slow_sync)
+        monkeypatch.setattr(intake_module, "sync", slow_sync)
         monkeypatch.setattr(intake_module, "answer_by", lambda: time.monotonic() + self._peer.waits_s)
         monkeypatch.setattr(intake_module, "_GRACE_S", 0.05)
         self.start()
 
     def start(self) -> None:
         """Again, as after a stop: with its sweep."""
+        set_aside(self.folder, self.database, Queue("intake"), actor="intake")
         self.node = Intake(
-            self.folder, record=self.record, known=knower(self.database), is_stat=lambda _ds, _peer: False,
+            self.folder, record=self.record, is_stat=lambda _ds, _peer: False,
             watermark_bytes=0,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ from cxrnode.store.outbox import Outbox
 from cxrnode.types import Destination
 from tests.support.awaiting import await_true
 from tests.support.make_dicom import chest
-from tests.support.receiving import HOST, NODE, PACS, associated, knower, recorder, send
+from tests.support.receiving import HOST, NODE, PACS, associated, recorder, send
 from tests.support.sqlite import locked
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -58,9 +58,7 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
     file, folder = tmp_path / "node.sqlite", tmp_path / "var"
     folder.mkdir()
     database = Database(file)
-    intake = Intake(
-        folder, record=recorder(database), known=knower(database), is_stat=lambda _ds, _peer: False, watermark_bytes=0
-    )
+    intake = Intake(folder, record=recorder(database), is_stat=lambda _ds, _peer: False, watermark_bytes=0)
     peer = ((PACS, HOST),)
     answers = CommitmentAnswers(
         database=database, commitments=Commitments("intake"), root=folder, calling_ae_title=NODE,

@@ -111,7 +111,7 @@ SHAPES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "result_deleted": ("110105", "", "D", "0", "", "", NODE_ASKED),
 }
 PLAIN = {"model_loaded", "engine_verified", "engine_shadowed", "forgotten", "several_patients", "delivery_reopened",
-         "study_reported", "check_ended", "of_a_later_version"}  # fmt: skip
+         "study_reported", "check_ended", "set_aside", "of_a_later_version"}  # fmt: skip
 
 
 def shape_of(root: Element) -> tuple[str, ...]:

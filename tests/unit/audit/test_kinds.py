@@ -69,6 +69,8 @@ READS: list[tuple[str, dict[str, Any], str]] = [
      "OLD at sent image 1.2.3, 1.4 MiB: duplicate"),
     ("refused", {**SOP, **PEER, "status": "0xA700", "why": "full", "count": 3},
      "PACS at 10.0.0.9 sent image 1.2.3, refused with 0xA700: full (3 times)"),
+    ("set_aside", {**SOP, "path": "spool/1/2.dcm"},
+     "image 1.2.3 lay in the spool without a row in the database: set aside, spool/1/2.dcm"),
     ("scanned", {**SOP, "path": "a.zip!/b.dcm"}, "image 1.2.3 found in the archive: a.zip!/b.dcm"),
     ("claimed", {**SOP, "attempt": 2}, "analysis of image 1.2.3 begun, attempt 2"),
     ("forgotten", SOP,
