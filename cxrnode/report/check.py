@@ -6,6 +6,7 @@ wrong sequence, or a report that says nothing of an image. This one does; each r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from pydicom import Dataset
@@ -66,7 +67,29 @@ def _common_findings(ds: Dataset, images: Sequence[ImageResult], bundle: Bundle,
     ordered = in_reading_order(images)
     lead = next((image for image in ordered if image.prediction), ordered[0])
     yield from _inheritance_findings(ds, lead.source)
+    yield from _zone_findings(ds, Header(lead.source))
     yield from _equipment_findings(ds, bundle, purpose)
+
+
+def _zone_findings(ds: Dataset, source: Header) -> Iterator[str]:
+    """The offset that all times are told in is the source's where it states one; none only where none can be right."""
+    offset, stated = str(ds.get("TimezoneOffsetFromUTC", "")), source.get("TimezoneOffsetFromUTC")
+    if _is_offset(stated):
+        if offset != stated:
+            yield "TimezoneOffsetFromUTC differs from the source's, and with it the study's time"
+    elif offset and not _is_offset(offset):
+        yield "TimezoneOffsetFromUTC is no offset"
+    elif not offset:
+        made = source.get("StudyDate") + source.get("StudyTime")[:4]
+        if made <= str(ds.get("ContentDate", "")) + str(ds.get("ContentTime", ""))[:4]:
+            yield "TimezoneOffsetFromUTC is absent"
+
+
+def _is_offset(text: str) -> bool:
+    """PS3.5 section 6.2, VR DT: -1200 to +1400, and no -0000."""
+    if not re.fullmatch(r"[+-][01]\d[0-5]\d", text) or text == "-0000":
+        return False
+    return -1200 <= int(text) <= 1400
 
 
 def _identity_findings(ds: Dataset, sources: Sequence[Header]) -> Iterator[str]:

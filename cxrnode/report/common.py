@@ -29,6 +29,7 @@ TYPE_3 = (
 SERIES_NUMBER = {Kind.SR: 9801, Kind.CAPTURE: 9802}
 _SERIES_TEXT = {Kind.SR: "AI report", Kind.CAPTURE: "AI Grad-CAM"}
 _MODALITY = {Kind.SR: "SR", Kind.CAPTURE: "OT"}
+_CLOCKS_DIFFER = timedelta(minutes=5)  # of a device and of this machine
 PROCESSING_EQUIPMENT = dcm("109102", "Processing Equipment")
 
 
@@ -120,15 +121,39 @@ def _set_equipment(ds: Dataset, context: ReportContext, images: Sequence[ImageRe
 
 
 def _set_times(ds: Dataset, context: ReportContext, lead: Header) -> None:
-    """Content, series and creation time: the start of the analysis, in the source's own time zone if it states one."""
+    """Content, series and creation time: the start of the analysis; and the offset from UTC of all times (C.12.1).
+
+    The offset holds for the study's date and time too, which are copied: it is the source's own where that states one.
+    Where it states none, its times are taken for local ones of this machine, so the offset is that of its zone when the
+    study was made (an hour less or more than now, where clocks are put forward in between), and our own times are told
+    in it. A study that would then lie after its analysis comes from another zone: nobody knows which, and no offset is
+    claimed.
+    """
     at = context.analysed_at
-    zone = _zone(lead)
+    zone = _zone(lead) or _zone_of_study(lead, at)
     if zone is not None:
         at = at.astimezone(zone)
         ds.TimezoneOffsetFromUTC = at.strftime("%z")
     ds.ContentDate, ds.ContentTime = _da_tm(at)
     ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
     ds.InstanceCreationDate, ds.InstanceCreationTime = ds.ContentDate, ds.ContentTime
+
+
+def _zone_of_study(lead: Header, at: datetime) -> timezone | None:
+    """This machine's, as it was then. `at`: in this machine's zone as it is now."""
+    now = at.utcoffset() or timedelta()
+    try:
+        made = datetime.strptime(f"{lead.get('StudyDate')} {lead.get('StudyTime')[:4]}", "%Y%m%d %H%M")
+        shift = (made.astimezone().utcoffset() or now) - (at.astimezone().utcoffset() or now)
+    except (ValueError, OverflowError, OSError):  # no date, or none that this machine can tell the zone of
+        return _whole_minutes(now)
+    zone = _whole_minutes(now + shift)
+    return zone if made.replace(tzinfo=zone) <= at + _CLOCKS_DIFFER else None
+
+
+def _whole_minutes(offset: timedelta) -> timezone:
+    """Of the zones before time zones, which go by seconds."""
+    return timezone(timedelta(minutes=round(offset / timedelta(minutes=1))))
 
 
 def _da_tm(at: datetime) -> tuple[str, str]:

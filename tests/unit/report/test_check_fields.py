@@ -101,6 +101,9 @@ COMMON: list[tuple[Damage, str]] = [
     (put("SOPInstanceUID", uid_of("SeriesInstanceUID")), "SOPInstanceUID is the source's"),
     (put("SeriesInstanceUID", uid_of("SOPInstanceUID")), "SeriesInstanceUID is the source's"),
     (cut("StudyInstanceUID"), "StudyInstanceUID differs"),
+    (cut("TimezoneOffsetFromUTC"), "TimezoneOffsetFromUTC is absent"),
+    *((put("TimezoneOffsetFromUTC", text), "TimezoneOffsetFromUTC is no offset")
+      for text in ("0100", "-0000", "+1401", "-1201", "+0160", "MEZ")),
     (put("Manufacturer", "X"), "loop guard"),
     (put("ManufacturerModelName", "X"), "loop guard"),
     (put("DeviceSerialNumber", "X"), ANOTHER),
@@ -239,6 +242,7 @@ SENTENCES = [  # whole: what a field engineer reads in the log
     r"SOP Class UID [\d.]+ is no result's",
     r"(SOPInstanceUID|SeriesInstanceUID) is (invalid|the source's)",
     r"\w+ differs from the source's",
+    r"TimezoneOffsetFromUTC (is absent|is no offset|differs from the source's, and with it the study's time)",
     r"\w+ \(type 2\) is (absent|not empty)",
     r"\w+ is empty",
     r"\w+ is [^ ]+, not [^ ]+",
@@ -349,6 +353,15 @@ def test_what_the_source_says_of_its_orientation_and_number_is_the_capture_s() -
     ds.PatientOrientation = ["L", "F"]
     with pytest.raises(ResultError, match="PatientOrientation is not that of the upright picture"):
         check(ds, [unsaid])
+
+
+def test_the_offset_of_all_times_is_the_source_s() -> None:
+    image = analysed(header({"TimezoneOffsetFromUTC": ("SH", b"+0530")}))
+    ds = build_sr([image], context())
+    check(ds, [image])
+    ds.TimezoneOffsetFromUTC = "+0100"
+    with pytest.raises(ResultError, match="TimezoneOffsetFromUTC differs from the source's"):
+        check(ds, [image])
 
 
 def test_all_that_is_wrong_is_told() -> None:

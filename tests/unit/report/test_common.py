@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from cxrnode.report.sr import build_sr, image_text
 from cxrnode.types import ImageResult, Rejection
 from engines.bundle import Code
 from tests.support.bundles import make_bundle
-from tests.support.results import POSITIVE, analysed, cam, context, header, preview, rejected
+from tests.support.results import POSITIVE, analysed, cam, check, context, header, preview, rejected
 
 
 def film(series: Any, instance: Any, uid: str = "2.25.79", **more: Any) -> Dataset:
@@ -75,7 +78,7 @@ def test_each_uid_is_needed(keyword: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zone", "date", "time", "told"),
+    ("zone", "date", "clock", "told"),
     [
         ("+0530", "20261122", "024507.123456", "+0530"),
         ("-0030", "20261121", "204507.123456", "-0030"),
@@ -83,17 +86,52 @@ def test_each_uid_is_needed(keyword: str) -> None:
         ("+1400", "20261122", "111507.123456", "+1400"),
         ("-1200", "20261121", "091507.123456", "-1200"),
         ("+0059", "20261121", "221407.123456", "+0059"),
-        *((bad, "20261121", "221507.123456", None) for bad in
+        *((bad, "20261121", "221507.123456", "+0100") for bad in
           ("+1401", "-1201", "+1500", "-1300", "+0060", "-0000", "0100", "+01:00", "+1a00", "*0100", "+01000", "")),
     ],
 )  # fmt: skip
-def test_times_are_the_source_s_zone_s_where_it_has_one(zone: str, date: str, time: str, told: str | None) -> None:
+def test_times_are_the_source_s_zone_s_where_it_has_one(zone: str, date: str, clock: str, told: str | None) -> None:
     """PS3.3 C.12.1.1.8, PS3.5 table 6.2-1: -1200 to +1400, and no -0000. The node's own zone is one hour east."""
     source = header({"TimezoneOffsetFromUTC": ("SH", zone.encode())})
     for ds in (build_sr([analysed(source)], context()), build_capture(analysed(source), preview(), cam(), context())):
-        assert (ds.ContentDate, ds.ContentTime) == (ds.InstanceCreationDate, ds.InstanceCreationTime) == (date, time)
+        assert (ds.ContentDate, ds.ContentTime) == (ds.InstanceCreationDate, ds.InstanceCreationTime) == (date, clock)
         assert ds.get("TimezoneOffsetFromUTC") == told
         assert ds.ContributingEquipmentSequence[0].ContributionDateTime == "20261121221507.123456+0100"
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_berlin")
+@pytest.mark.parametrize(
+    ("study_date", "study_time", "at", "told", "content"),
+    [
+        ("20260115", "101500", datetime(2026, 1, 15, 9, 20, tzinfo=UTC), "+0100", "102000"),
+        ("20260715", "101500", datetime(2026, 7, 15, 8, 20, tzinfo=UTC), "+0200", "102000"),
+        ("20260115", "101500", datetime(2026, 7, 15, 8, 20, tzinfo=UTC), "+0100", "092000"),  # as it was in winter
+        ("20260715", "1015", datetime(2026, 12, 15, 9, 20, tzinfo=UTC), "+0200", "112000"),
+        ("20260715", "101500.5", datetime(2026, 7, 15, 8, 11, tzinfo=UTC), "+0200", "101100"),  # its clock is ahead
+        ("20260715", "101500", datetime(2026, 7, 15, 7, 30, tzinfo=UTC), None, "093000"),  # of a zone further east
+        ("", "", datetime(2026, 7, 15, 8, 20, tzinfo=UTC), "+0200", "102000"),
+        ("2026.07.15", "10:15", datetime(2026, 7, 15, 8, 20, tzinfo=UTC), "+0200", "102000"),
+        ("18800715", "1015", datetime(2026, 7, 15, 8, 20, tzinfo=UTC), "+0053", "091300"),  # before there were zones
+    ],
+)  # fmt: skip
+def test_without_a_zone_of_the_source_it_is_this_machine_s_when_the_study_was_made(
+    study_date: str, study_time: str, at: datetime, told: str | None, content: str
+) -> None:
+    source = header({"StudyDate": ("DA", study_date.encode()), "StudyTime": ("TM", study_time.encode())})
+    image, here = analysed(source), context(at=at.astimezone())
+    for ds in (build_sr([image], here), build_capture(image, preview(), cam(), here)):
+        assert ds.get("TimezoneOffsetFromUTC") == told
+        assert str(ds.ContentTime)[:6] == content
+        check(ds, [image])
 
 
 # --- texts

@@ -158,7 +158,8 @@ def plain(ds: Dataset, *but: str) -> dict[str, object]:
 
 
 PATIENT_AND_STUDY = {
-    "SpecificCharacterSet": "ISO_IR 192", "StudyDate": "20240102", "StudyTime": "030405", "AccessionNumber": "ACC1",
+    "SpecificCharacterSet": "ISO_IR 192", "TimezoneOffsetFromUTC": "+0100",
+    "StudyDate": "20240102", "StudyTime": "030405", "AccessionNumber": "ACC1",
     "ReferringPhysicianName": "Ref^Phys", "StudyDescription": "Chest", "PatientName": "Phantom^Chest",
     "PatientID": "PHANTOM-1", "PatientBirthDate": "19600229", "PatientSex": "O", "StudyInstanceUID": "2.25.77",
     "StudyID": "1",
