@@ -260,7 +260,7 @@ class Analyser:
         return any(i.prediction for i in study.images) or (bool(study.images) and self.options.report_not_analysed)
 
     def _report(self, study: Study) -> None:
-        context = replace(self.context, analysed_at=study.received)
+        context = replace(self.context, analysed_at=study.received, series_at=_moment(study.first_received_at))
         task = self.pool.submit(make_sr, self.output, context, study, first=study.stat)
         step = Reporting(study=study, task=task)
         self._reports.take(step)
@@ -385,9 +385,10 @@ class Analyser:
         labels = (label.name for label in self.context.bundle.manifest.labels)
         metrics.scored(step.decoded.device, labels, said.prediction.probabilities)
         shown = StoredImage(kept_header=step.job.header, pixel_digest=digest, prediction=said.prediction)
-        context = self.context
-        if step.job.received_at is not None:
-            context = replace(context, analysed_at=datetime.fromtimestamp(step.job.received_at).astimezone())
+        context = replace(
+            self.context, analysed_at=_moment(step.job.received_at) or self.context.analysed_at,
+            series_at=_moment(step.job.study_since),
+        )  # fmt: skip
         task = self.pool.submit(
             make_capture, self.output, context, shown, image.preview, said.cam, first=step.job.stat
         )  # fmt: skip
@@ -452,6 +453,10 @@ class Analyser:
             database=self.database, queue=self.queue, studies=self.studies, outbox=self.outbox, owner=self.owner,
             destinations=self.options.destinations,
         )  # fmt: skip
+
+
+def _moment(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at).astimezone()
 
 
 def _pixels(step: Inferring) -> FloatArray:

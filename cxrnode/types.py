@@ -242,6 +242,7 @@ class Study:
     image_ids: tuple[int, ...] = ()  # the images' jobs
     sources: tuple[Source, ...] = ()  # of the images
     captures: tuple[ResultObject, ...] = ()  # of any of them, by any model
+    first_received_at: float | None = None  # None: taken in by an older cxrnode
 
     @property
     def received(self) -> datetime:

@@ -43,6 +43,7 @@ FREE = {
         "last_received_at": "when its report is due; the report's own record stays",
         "attempts": _TRIES, "not_before": _WAIT, "lease_owner": _LEASE, "lease_until": _LEASE,
         "last_error": "words about a try that is repeated", "over_at": _AGE, "over_step": _AGE,
+        "first_received_at": "the date of the series of later results; those that were made hold theirs",
     },
     "result": {"id": "a number that nothing refers to"},
     "delivery": {

@@ -135,7 +135,7 @@ def _set_times(ds: Dataset, context: ReportContext, lead: Header) -> None:
         at = at.astimezone(zone)
         ds.TimezoneOffsetFromUTC = at.strftime("%z")
     ds.ContentDate, ds.ContentTime = _da_tm(at)
-    ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
+    ds.SeriesDate, ds.SeriesTime = _da_tm((context.series_at or context.analysed_at).astimezone(at.tzinfo))
     ds.InstanceCreationDate, ds.InstanceCreationTime = ds.ContentDate, ds.ContentTime
 
 

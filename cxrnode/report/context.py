@@ -26,6 +26,7 @@ class ReportContext:
     bundle: Bundle
     analysed_at: datetime  # start of the analysis, timezone-aware: content date and time
     software_version: str
+    series_at: datetime | None = None  # when the study began, the same for all results of a series; None: analysed_at
     purpose: Code | None = None  # of the model as contributing equipment, where a site wants its own code
 
     def __post_init__(self) -> None:

@@ -74,6 +74,10 @@ _FINISH = (
 )
 
 
+def _touched(study_instance_uid: str, at: float) -> dict[str, Any]:
+    return {"study_instance_uid": study_instance_uid, "last_received_at": at, "first_received_at": at}
+
+
 def _jobs(condition: ColumnElement[bool]) -> Select[Any]:
     """The first `limit` of these, in the order in which they came, but for what another claim holds just now."""
     query = select(job.c.id).where(condition).order_by(job.c.id).limit(bindparam("limit"))
@@ -106,6 +110,7 @@ class Job:
     sop_instance_uid: str
     header: bytes
     received_at: float | None
+    study_since: float | None  # when the first image of its study came
     priority: int
     attempts: int  # this one, and those before of which nobody came back: a process that was killed, a power cut
 
@@ -191,7 +196,7 @@ class Queue:
             row: dict[str, Any] = {"path": item.path, "location": item.location}
             if item.header:
                 row |= _header_columns(item.header)
-                c.execute(_TOUCH_STUDY, {"study_instance_uid": row["study_instance_uid"], "last_received_at": now})
+                c.execute(_TOUCH_STUDY, _touched(row["study_instance_uid"], now))
             state = {"state": REPORTED if item.rejection else RECEIVED, **rejection_columns(item.rejection)}
             job_id = self._insert(c, row, state)
             if item.rejection:
@@ -236,7 +241,7 @@ class Queue:
         }
         priority = STAT if r.stat else ROUTINE
         job_id = self._insert(c, row, {"state": RECEIVED, "priority": priority})
-        c.execute(_TOUCH_STUDY, {"study_instance_uid": r.study_instance_uid, "last_received_at": r.received_at})
+        c.execute(_TOUCH_STUDY, _touched(r.study_instance_uid, r.received_at))
         syntax = {"transfer_syntax_uid": r.transfer_syntax_uid}
         return {"job": job_id, "priority": priority, "received_at": r.received_at, **syntax, **_named(r)}
 
@@ -297,8 +302,15 @@ class Queue:
         c.execute(update(job).where(job.c.id.in_(ids)).values(attempts=attempts, **claimed))
         columns = (instance.c[k] for k in ("id", "path", "location", "sop_instance_uid", "header", "received_at"))
         query = (
-            select(*columns, job.c.study_instance_uid, job.c.priority, job.c.attempts)
+            select(
+                *columns,
+                job.c.study_instance_uid,
+                job.c.priority,
+                job.c.attempts,
+                study.c.first_received_at.label("study_since"),
+            )
             .join(job, job.c.id == instance.c.id)
+            .outerjoin(study, study.c.study_instance_uid == job.c.study_instance_uid)
             .where(instance.c.id.in_(ids))
             .order_by(job.c.priority, job.c.id)
         )

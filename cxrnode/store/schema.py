@@ -114,6 +114,7 @@ study = Table(
     Column("last_error", Text),
     Column("over_at", Float),  # retention's elapsed time when it first saw the study's work over, see clock
     Column("over_step", Float),  # and its newest ledger record then
+    Column("first_received_at", Float),  # the date and time of its results' series
     _held("study", "lease_owner"),
 )
 

@@ -46,7 +46,13 @@ _CAPTURES = (
 )
 
 
-_CLAIM = (study.c.study_instance_uid, study.c.last_received_at, study.c.lease_owner, study.c.lease_until)
+_CLAIM = (
+    study.c.study_instance_uid,
+    study.c.last_received_at,
+    study.c.first_received_at,
+    study.c.lease_owner,
+    study.c.lease_until,
+)
 
 
 def _in_work() -> Select[Any]:
@@ -123,6 +129,7 @@ class Studies:
             image_ids=tuple(image_id for image_id, _, _ in told),
             sources=tuple(source for _, _, source in told),
             last_received_at=row.last_received_at,
+            first_received_at=row.first_received_at,
             stat=any(r.priority == STAT for r in rows),
             earlier=tuple(result_object(r) for r in c.execute(_SRS, {"study": uid})),
             captures=tuple(result_object(r) for r in c.execute(_CAPTURES, {"study": uid})),

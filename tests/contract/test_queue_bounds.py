@@ -202,6 +202,19 @@ def test_a_claim_is_put_on_record_with_its_attempt(database: Database) -> None:
 # -- in
 
 
+def test_a_claim_says_when_the_first_image_of_its_study_came(database: Database) -> None:
+    with database.begin() as c:
+        QUEUE.receive(c, [received(1, 1, at=NOW)])
+        QUEUE.receive(c, [received(1, 2, at=NOW + 50), received(2, 1, at=NOW + 60)])
+        claimed = claim(c, limit=9)
+        columns = (study.c.first_received_at, study.c.last_received_at)
+        times = [tuple(row) for row in c.execute(select(*columns).order_by(study.c.study_instance_uid))]
+    assert [(job.received_at, job.study_since) for job in claimed] == [
+        (NOW, NOW), (NOW + 50, NOW), (NOW + 60, NOW + 60),
+    ]  # fmt: skip
+    assert times == [(NOW, NOW + 50), (NOW + 60, NOW + 60)]
+
+
 def test_what_was_received_is_in_its_row_and_on_record(database: Database) -> None:
     one = replace(received(1, 1, stat=True), patient_id="P1", accession_number="A1")
     with database.begin() as c:

@@ -105,7 +105,7 @@ def test_a_study_comes_with_what_is_to_be_told_in_the_order_of_arrival(database:
         (whole,) = ready(c)
     assert (whole.job_ids, whole.image_ids) == ((1, 2, 3), (1, 3))  # of an own result nothing is told
     assert [i.rejection for i in whole.images] == [None, Rejection(reason=Reason.LATERAL)]
-    assert whole.last_received_at == NOW
+    assert whole.last_received_at == whole.first_received_at == NOW
     assert whole.sources == (
         (header(1, 3).sop_instance_uid, f"{1:064x}"), (header(1, 1).sop_instance_uid, None),
     )  # fmt: skip

@@ -51,7 +51,7 @@ def stage(database: Database, world: World | None = None, told: Told | None = No
 def a_job(number: int = 1, *, stat: bool = False, header: bytes = b"", study: str = "1.2") -> Job:
     return Job(
         id=number, path=f"p{number}", location={}, study_instance_uid=study, sop_instance_uid="1.2.3", header=header,
-        received_at=None, priority=0 if stat else 1, attempts=1,
+        received_at=None, study_since=None, priority=0 if stat else 1, attempts=1,
     )  # fmt: skip
 
 

@@ -215,8 +215,8 @@ def test_a_full_disk_is_no_images_fault(fresh: Callable[[], Database]) -> None:
 
 def test_no_state_is_left_twice_and_none_is_passed_over() -> None:
     one = Job(
-        id=1, path="p", location={}, study_instance_uid="1.2", sop_instance_uid="1.2.3", header=b"", received_at=None,
-        priority=1, attempts=1,
+        id=1, path="p", location={}, study_instance_uid="1.2", sop_instance_uid="1.2.3", header=b"",
+        received_at=None, study_since=None, priority=1, attempts=1,
     )  # fmt: skip
     hand = jobs_in_hand()
     decoding = Decoding(job=one, task=World(Script()).submit(decode))

@@ -134,6 +134,17 @@ def test_without_a_zone_of_the_source_it_is_this_machine_s_when_the_study_was_ma
         check(ds, [image])
 
 
+def test_the_results_of_a_series_share_its_date_and_time() -> None:
+    """PS3.3 C.7.3.1: an attribute of a series is the same in all its instances, however far apart they were made."""
+    began, one, other = (datetime(2026, 11, day, 23, 5, 6, 7, tzinfo=UTC) for day in (20, 21, 22))
+    made = [
+        build_capture(analysed(), preview(), cam(), replace(context(), analysed_at=at, series_at=began))
+        for at in (one, other)
+    ]
+    assert [(ds.SeriesDate, ds.SeriesTime) for ds in made] == [("20261120", "230506.000007")] * 2
+    assert [ds.ContentDate for ds in made] == ["20261121", "20261122"]
+
+
 # --- texts
 
 

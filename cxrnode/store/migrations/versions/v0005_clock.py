@@ -1,4 +1,6 @@
-"""Waits are kept beside their times, and retention counts its own days; leases are found by an index of their own."""
+"""Waits are kept beside their times, and retention counts its own days; leases are found by an index of their own; a
+study remembers when it began, which its results' series say.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ down_revision = "0004"
 def upgrade() -> None:
     op.add_column("study", sa.Column("over_at", sa.Float))
     op.add_column("study", sa.Column("over_step", sa.Float))
+    op.add_column("study", sa.Column("first_received_at", sa.Float))
     for table in ("delivery", "commitment_request"):
         op.add_column(table, sa.Column("wait_s", sa.Float))
     held = sa.text("lease_owner IS NOT NULL")
