@@ -37,10 +37,10 @@ OTHER = "other"
 _BEAT, _DUE = "cxrnode_thread_beat", "cxrnode_thread_due"
 _THREAD_FAILURES = "cxrnode_thread_failures"
 _NOT_WRITTEN = "cxrnode_not_written_since"  # by a stage, in the same seconds; 0: it can write
-_INTERNAL = {_BEAT, _DUE, _NOT_WRITTEN}
+_UNANSWERED = "cxrnode_receive_unanswered_since_seconds"
+_INTERNAL = {_BEAT, _DUE, _NOT_WRITTEN, _UNANSWERED}
 _FAILURES = "cxrnode_destination_failures"
 _EXPIRY = "cxrnode_certificate_expiry_timestamp_seconds"
-_UNANSWERED = "cxrnode_receive_unanswered_since_seconds"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -136,11 +136,11 @@ def certificate_expiries(folder: Path) -> dict[str, float]:
 
 
 def unanswered_since(folder: Path) -> float:
-    """When the oldest C-STORE request that has no answer yet was whole, seconds since 1970; 0 where all have one.
+    """When the oldest C-STORE request that has no answer yet was whole, monotonic seconds; 0 where all have one.
 
     A time and not an age: a stage that hangs says nothing more.
     """
-    return max((s.value for m in collect(folder, _KINDS[-1]) for s in m.samples if s.name == _UNANSWERED), default=0)
+    return max((s.value for m in _collect(folder, _KINDS[-1]) for s in m.samples if s.name == _UNANSWERED), default=0)
 
 
 # --- a stage --------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class _Meters:
         self.received_bytes = Counter("cxrnode_receive_bytes", "Bytes of the instances taken in", registry=None)
         self.receive = seconds("cxrnode_receive_seconds", "From a C-STORE request to its answer")
         self.unanswered = Gauge(
-            _UNANSWERED, "When the oldest instance that waits for its answer was there, seconds since 1970; else 0",
+            _UNANSWERED, "When the oldest instance that waits for its answer was there, monotonic; else 0",
             registry=None, multiprocess_mode="max",
         )  # fmt: skip
         self.rejected = Counter(
@@ -252,7 +252,7 @@ def received(status: int, size_bytes: int, seconds: float) -> None:
 @contextmanager
 def answering() -> Iterator[None]:
     """A C-STORE request is whole, and waits for its answer."""
-    since, key = time.time(), object()
+    since, key = time.monotonic(), object()
     _waiting(key, since)
     try:
         yield

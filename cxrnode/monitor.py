@@ -128,6 +128,11 @@ class Monitor:
             yield _gauge(
                 "cxrnode_thread_silent_seconds", "Since a thread's last sign of life", silent, "stage", "thread"
             )  # fmt: skip
+            whole = metrics.unanswered_since(self.measured)
+            yield _gauge(
+                "cxrnode_receive_unanswered_seconds", "Since the oldest instance that waits for its answer was there",
+                {(): now - whole if whole else 0},
+            )  # fmt: skip
         if "database" not in wrong:  # it might hang
             with suppress(StoreError, StorageFullError):  # the next cxrnode_check_ok says so
                 yield from self._queue_metrics()
@@ -289,7 +294,7 @@ class Monitor:
 
     def _answers(self) -> str | None:
         since = metrics.unanswered_since(self.measured) if self.measured else 0
-        waited = time.time() - since if since else 0
+        waited = time.monotonic() - since if since else 0
         return f"a stored instance has waited {waited:.0f} s for its answer" if waited > _UNANSWERED_S else None
 
     def _engine(self) -> str | None:

@@ -51,9 +51,9 @@ def test_sqlite_is_locked_by_another_process_while_studies_come(tmp_path: Path) 
         assert node.stop() == 0
 
 
-def waiting_since(node: Node) -> float:
+def waiting_for(node: Node) -> float:
     page = node.http("/metrics").decode()
-    (line,) = [x for x in page.splitlines() if x.startswith("cxrnode_receive_unanswered_since_seconds ")]
+    (line,) = [x for x in page.splitlines() if x.startswith("cxrnode_receive_unanswered_seconds ")]
     return float(line.split()[1])
 
 
@@ -68,9 +68,9 @@ def test_an_instance_that_waits_for_its_answer_makes_the_node_unready(tmp_path: 
         try:
             await_true(lambda: "answers" in node.readiness()["reasons"], lambda: str(node.readiness()))
             assert not node.readiness()["ready"]
-            assert waiting_since(node) > 0
+            assert waiting_for(node) > 0
         finally:
             intake.resume()
         assert answer.result(timeout=120) in ([0], [OUT_OF_RESOURCES])
         await_true(lambda: node.readiness()["ready"], lambda: f"{node.readiness()}\n{node.log[-3000:]}")
-        assert waiting_since(node) == 0
+        assert waiting_for(node) == 0
