@@ -25,7 +25,6 @@ import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset
 from pydicom import uid as uids
-from pydicom.dataset import FileMetaDataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
@@ -200,19 +199,16 @@ def _decode_plain_frame(ds: Dataset, frame: bytes, found: Layout) -> Codes:
         _check_length(data, found)
         if found.samples == 1:
             return _as_codes(ds, _words(data, found), found, None)
-        return _decode_by_pydicom(_recoded(ds, uids.ExplicitVRLittleEndian, data), b"", None, found, 0)
+        return _decode_by_pydicom(_recoded(ds, data), b"", None, found, 0)
     except _CODEC_ERRORS as error:
         raise Rejected(Reason.UNDECODABLE, f"{syntax}: {_said(error)}") from None
 
 
-def _recoded(ds: Dataset, syntax: uids.UID, pixel_data: bytes) -> Dataset:
-    """The Image Pixel module for pydicom's decoders, under another transfer syntax."""
+def _recoded(ds: Dataset, pixel_data: bytes) -> Dataset:
+    """The Image Pixel module for pydicom's decoders: each refuses a transfer syntax other than its own, not none."""
     again = Dataset()
     again.update(ds.group_dataset(0x0028))
     again.add_new("PixelData", "OW", pixel_data)
-    again.file_meta = FileMetaDataset()
-    again.file_meta.TransferSyntaxUID = syntax
-    again.set_original_encoding(False, True)
     return again
 
 
@@ -319,7 +315,7 @@ def _decode_by_pydicom(
     declared = _syntax(ds)
     syntax = declared if stream is None else _agreed(stream, declared)
     if syntax != declared:
-        ds = _recoded(ds, syntax, ds.PixelData)
+        ds = _recoded(ds, ds.PixelData)
     # see `runlength` for RLE; for JPEG-LS, pydicom would also take a plugin that this project does not install
     plugin = "pydicom" if syntax == uids.RLELossless else "pyjpegls" if syntax in _JPEG_LS else ""
     array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **_corrections(found, stream))

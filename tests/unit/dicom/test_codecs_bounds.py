@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import Dataset
@@ -158,3 +159,22 @@ def test_run_lengths_are_decoded_by_both_ways() -> None:
     ds["PixelData"].is_undefined_length = True
     for fast in (True, False):
         assert codes(ds, fast=fast).codes.tolist() == values.reshape(4, 6).tolist()
+
+
+def test_a_palette_is_read_under_a_transfer_syntax_that_the_codestream_belies() -> None:
+    """Its table is of words, in the byte order of the file."""
+    values = np.arange(24, dtype="u1").reshape(4, 6)
+    table = np.arange(256, dtype="<u2") * 256
+    said: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR", "BitsAllocated": 8, "BitsStored": 8,
+                            "HighBit": 7}  # fmt: skip
+    for colour in ("Red", "Green", "Blue"):
+        said[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        said[f"{colour}PaletteColorLookupTableData"] = table.tobytes()
+    ds = film(values, **said)
+    native = codes(ds)
+    assert native.codes.ravel().tolist() == table[:24].tolist()
+    ds.PixelData = encapsulate([imagecodecs.jpegls_encode(values)])
+    ds["PixelData"].is_undefined_length = True
+    for declared in (uids.JPEGLSLossless, uids.JPEG2000Lossless):
+        ds.file_meta.TransferSyntaxUID = declared
+        assert codes(ds).codes.tolist() == native.codes.tolist(), declared.name
