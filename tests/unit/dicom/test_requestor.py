@@ -251,6 +251,16 @@ def test_what_is_torn_down_tells_its_peer_and_leaves_nothing() -> None:
     assert peer.heard == ABORT
 
 
+def test_what_is_no_longer_established_leaves_nothing_either() -> None:
+    peer = Listening()
+    with accepting(peer) as there:
+        assoc = associate(there)
+        assoc.is_established = False  # and so there is nothing to release
+        end(assoc)
+        assert over(assoc)
+    assert peer.heard == ABORT
+
+
 def test_a_request_that_hangs_ends_soon_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a PDU, which pynetdicom waits for the rest of, and longer than it is told."""
     monkeypatch.setattr(requestor, "_GRACE_S", 0.2)
