@@ -173,7 +173,7 @@ def test_a_palette_is_read_under_a_transfer_syntax_that_the_codestream_belies() 
     ds = film(values, **said)
     native = codes(ds)
     assert native.codes.ravel().tolist() == table[:24].tolist()
-    ds.PixelData = encapsulate([imagecodecs.jpegls_encode(values)])
+    ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(values))])
     ds["PixelData"].is_undefined_length = True
     for declared in (uids.JPEGLSLossless, uids.JPEG2000Lossless):
         ds.file_meta.TransferSyntaxUID = declared
