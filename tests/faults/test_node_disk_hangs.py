@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_node_answers import intake_of
 from tests.interop.conftest import require
 from tests.support.awaiting import await_true, film
-from tests.support.node import Node, running_node
+from tests.support.node import Node
 from tests.support.postgres import missing_postgres, running_postgres
 
 OUT_OF_RESOURCES = 0xA700
@@ -72,7 +73,7 @@ def test_a_frozen_disk(disk: Path, tmp_path: Path) -> None:
         node = Node(folder=tmp_path / "node", database=server.new_database())
         node.folder.mkdir()
         node.data_dir.symlink_to(disk)
-        with running_node(node):
+        with intake_of(node):
             assert node.send(film(tmp_path, 99)) == [0]
             with frozen(disk):
                 for _ in range(2):
