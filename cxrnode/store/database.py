@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -269,9 +271,10 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
             raise StoreError(f"there is no database {path}: check the path; cxrnode serve or run-batch makes it")
         wal = path.with_name(path.name + "-wal")
         left = wal.is_file() and wal.stat().st_size
-        path.open("rb").close()
     except OSError as e:
         raise StoreError(f"cannot read the database {path}: {e.strerror}. May this user read it?") from e
+    if not os.access(path, os.R_OK):  # to open and close it would end the locks that this process has on it
+        raise StoreError(f"cannot read the database {path}: {os.strerror(errno.EACCES)}. May this user read it?")
     try:
         return _opened(path, "mode=ro")
     except sqlite3.OperationalError as e:

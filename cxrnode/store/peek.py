@@ -13,25 +13,28 @@ from typing import Any
 from urllib.parse import quote
 
 _BESIDE = ("-wal", "-journal")  # where a killed writer left what is not yet in the file itself
-
-
-_IN_WAL_MODE = b"\2\2"  # bytes 18 and 19 (SQLite, Database File Format, section 1.3): as ours are, but for copies
 _OURS = {"alembic_version", "ledger"}
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether it holds tables and none of ours: opening it would bring it to our journal mode."""
-    if not path.is_file():
+    """Whether it holds tables and none of ours: opening it would bring it to our journal mode.
+
+    The file is opened by SQLite alone. Any other way to open it would, when it is closed, end the locks of all
+    connections that this process has to it (POSIX); a process that leaves then takes the log away under them.
+    """
+    if not path.is_file() or _has_log(path):  # one that has a log is in our mode as it is
         return False
     try:
-        with path.open("rb") as f:
-            if f.read(20)[18:] in (b"", _IN_WAL_MODE):
-                return False
         with _unchanged(path) as file, closing(sqlite3.connect(file, uri=True)) as c:
             tables = {name for (name,) in c.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except (sqlite3.Error, OSError):  # whoever opens it next says why
         return False
-    return bool(tables) and not tables & _OURS
+    return bool(tables) and not tables & _OURS and not _has_log(path)
+
+
+def _has_log(path: Path) -> bool:
+    log = path.with_name(path.name + "-wal")
+    return log.is_file() and log.stat().st_size > 0
 
 
 def peek_setting(path: Path, key: str) -> Any:

@@ -49,7 +49,7 @@ def test_a_sqlite_file_is_opened_to_wait_and_to_keep(tmp_path: Path) -> None:
                                                                          "foreign_keys", "user_version")}  # fmt: skip
     database.close()
     assert found == {
-        "busy_timeout": 5000,
+        "busy_timeout": 10000,
         "journal_mode": "wal",
         "synchronous": 2,
         "foreign_keys": 1,
