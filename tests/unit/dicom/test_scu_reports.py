@@ -46,8 +46,9 @@ def report(context: int = CONTEXT, data: bytes | None = None, **changed: bytes) 
 class Reporting:
     """Sends what it has to say, and hears the rest until the connection is over; no release is answered."""
 
-    def __init__(self, *sent: bytes) -> None:
-        self._sent = sent
+    def __init__(self, *sent: bytes, later: list[bytes] | None = None) -> None:
+        """later: each after an answer."""
+        self._sent, self._later = sent, later or []
         self.heard: list[bytes] = []
         self.go = threading.Event()
         self._raw = b""
@@ -66,6 +67,8 @@ class Reporting:
             self.heard.append(self._raw[:end])
             if self._raw[0] == RELEASE_RQ:
                 raw.sendall(b"\6\0\0\0\0\4\0\0\0\0")
+            if self._raw[0] == DATA and self._later:
+                raw.sendall(self._later.pop())
             self._raw = self._raw[end:]
 
     @property
@@ -206,3 +209,10 @@ def test_there_are_no_more_reports_at_a_time_than_16(reports: int, kinds: list[i
         go_on.set()
         await_true(lambda: len(peer.heard) >= len(kinds) - 1, seconds=30)
     assert peer.kinds == kinds
+
+
+def test_one_after_the_other_there_may_be_any_number() -> None:
+    peer = Reporting(report(), later=[report()] * 19)
+    with asked(peer, lambda _: 0):
+        await_true(lambda: len(peer.statuses) == 20, lambda: str(peer.kinds), seconds=30)
+    assert set(peer.statuses) == {0}
