@@ -113,6 +113,8 @@ _MESSAGES = {
     "engine_failed": _Message(outcome=_SERIOUS),
     "engine_fallback": _Message(outcome=_MINOR),
     "writes_resumed": _Message(outcome=_MINOR),
+    "clock_doubted": _Message(outcome=_MINOR),
+    "clock_believed": _Message(),
     "anchored": _Message(event=_LOG_USED, action="R"),
     "exported": _Message(event=_LOG_USED, action="R"),
     "association_accepted": _authentication(_SUCCESS),
