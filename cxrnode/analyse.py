@@ -167,7 +167,7 @@ class Analyser:
 
     def _holds_what_it_claimed(self) -> bool:
         with self.database.read() as c:
-            if not self._has_claims(c):
+            if not (self._busy or self._has_claims(c)):
                 return True
         with self.database.begin() as c:
             return self._reconcile(c)

@@ -112,6 +112,7 @@ _MESSAGES = {
     "run_failed": _activity(_STOP, _SERIOUS),
     "engine_failed": _Message(outcome=_SERIOUS),
     "engine_fallback": _Message(outcome=_MINOR),
+    "clock_doubted": _Message(outcome=_MINOR),
     "writes_resumed": _Message(outcome=_MINOR),
     "clock_doubted": _Message(outcome=_MINOR),
     "clock_believed": _Message(),

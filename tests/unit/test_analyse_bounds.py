@@ -282,7 +282,7 @@ def test_a_beat_keeps_jobs_and_studies_and_gives_up_what_is_dead(
     for owner, name in ((Queue, "heartbeat"), (Studies, "heartbeat"), (Queue, "give_up")):
         key = f"{owner.__name__}.{name}"
         monkeypatch.setattr(owner, name, lambda *_, key=key: called.append(key))
-    stage(database)._beat()
+    holding(stage(database), decoding(1))._beat()
     assert called == ["Queue.heartbeat", "Studies.heartbeat", "Queue.give_up"]
 
 

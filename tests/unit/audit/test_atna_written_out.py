@@ -78,6 +78,8 @@ SHAPES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "run_failed": ("110100", "110121", "E", "8", "110150", "", NODE_ASKED),
     "engine_failed": ("engine_failed", "", "E", "8", "", "", NODE_ASKED),
     "engine_fallback": ("engine_fallback", "", "E", "4", "", "", NODE_ASKED),
+    "clock_doubted": ("clock_doubted", "", "E", "4", "", "", NODE_ASKED),
+    "clock_believed": ("clock_believed", "", "E", "0", "", "", NODE_ASKED),
     "writes_resumed": ("writes_resumed", "", "E", "4", "", "", NODE_ASKED),
     "clock_doubted": ("clock_doubted", "", "E", "4", "", "", NODE_ASKED),
     "clock_believed": ("clock_believed", "", "E", "0", "", "", NODE_ASKED),
