@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
 from pynetdicom.pdu_items import MaximumLengthSubItem
@@ -34,6 +34,9 @@ _GRACE_S = 5.0  # beyond pynetdicom's own time-outs, which come first where they
 _END_S = 2.0  # for a thread whose connection is down to end
 _LEAST_PDU_BYTES = 8  # of a P-DATA-TF with a fragment of two bytes
 _ABORT = pdu(0x07, bytes(4))
+
+# send_c_store(path) then sends the data set as it lies in the file; it has no other switch for that
+_config.STORE_SEND_CHUNKED_DATASET = True
 
 log = logging.getLogger(__name__)
 

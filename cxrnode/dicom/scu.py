@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import _config, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext, build_context
@@ -50,9 +50,6 @@ _SYNTAXES_NOT_SUPPORTED = 0x04  # result of a presentation context (PS3.8 table 
 _RESOURCE_LIMITATION = 0x0213
 _RECORD_S = 30.0  # for a report to be recorded: longer than the store waits for its database
 _MOST_REPORTS = 16  # of one association, at a time
-
-# send_c_store(path) then sends the data set as it lies in the file; it has no other switch for that
-_config.STORE_SEND_CHUNKED_DATASET = True
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
