@@ -114,7 +114,6 @@ _MESSAGES = {
     "engine_fallback": _Message(outcome=_MINOR),
     "clock_doubted": _Message(outcome=_MINOR),
     "writes_resumed": _Message(outcome=_MINOR),
-    "clock_doubted": _Message(outcome=_MINOR),
     "clock_believed": _Message(),
     "anchored": _Message(event=_LOG_USED, action="R"),
     "exported": _Message(event=_LOG_USED, action="R"),

@@ -81,8 +81,6 @@ SHAPES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "clock_doubted": ("clock_doubted", "", "E", "4", "", "", NODE_ASKED),
     "clock_believed": ("clock_believed", "", "E", "0", "", "", NODE_ASKED),
     "writes_resumed": ("writes_resumed", "", "E", "4", "", "", NODE_ASKED),
-    "clock_doubted": ("clock_doubted", "", "E", "4", "", "", NODE_ASKED),
-    "clock_believed": ("clock_believed", "", "E", "0", "", "", NODE_ASKED),
     "anchored": ("110101", "", "R", "0", "", "", NODE_ASKED),
     "exported": ("110101", "", "R", "0", "", "", NODE_ASKED),
     "association_accepted": ("110113", "110126", "E", "0", "", "", PEER_ASKED),
