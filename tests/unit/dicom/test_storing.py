@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from cxrnode.dicom import storing
 from cxrnode.dicom.dimse import C_STORE_RQ, Command
 from cxrnode.dicom.negotiation import Context
-from cxrnode.dicom.storing import IncomingInstance, StoreOperation
+from cxrnode.dicom.storing import IncomingInstance, StoreOperation, part10_head
 from cxrnode.types import Peer
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -123,3 +124,31 @@ def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert op.finish() == 0
     assert got == [data]
     op.discard()
+
+
+@pytest.mark.parametrize("title", ["PACS", "PACS1"])
+@pytest.mark.parametrize("uid", ["1.2.3", "1.2.34"])
+def test_every_value_of_the_head_is_of_even_length(title: str, uid: str) -> None:
+    """PS3.5 section 6.2: a UID is padded with a null, text with a space."""
+    command = Command(
+        field=C_STORE_RQ, message_id=1, has_data_set=True, sop_class_uid=CR, sop_instance_uid=uid, type_id=0
+    )  # fmt: skip
+    peer = Peer(calling_aet=title, called_aet="CXRNODE", host="127.0.0.1")
+    raw = part10_head(command, Context(abstract_syntax=CR, transfer_syntax=str(ImplicitVRLittleEndian)), peer)
+    assert raw[:132] == bytes(128) + b"DICM"
+    at, values = 132, {}
+    while at < len(raw):
+        group, element, vr, length = struct.unpack_from("<HH2sH", raw, at)
+        long = vr == b"OB"
+        at += 12 if long else 8
+        length = struct.unpack_from("<L", raw, at - 4)[0] if long else length
+        assert (group, length % 2) == (2, 0)
+        values[element] = vr, raw[at : at + length]
+        at += length
+    assert list(values) == [0x0000, 0x0001, 0x0002, 0x0003, 0x0010, 0x0012, 0x0013, 0x0016]
+    assert values[0x0000] == (b"UL", struct.pack("<L", len(raw) - 144))
+    assert values[0x0001] == (b"OB", b"\0\1")
+    assert values[0x0002] == (b"UI", CR.encode() + b"\0" * (len(CR) % 2))
+    assert values[0x0003] == (b"UI", uid.encode() + b"\0" * (len(uid) % 2))
+    assert values[0x0016] == (b"AE", title.encode() + b" " * (len(title) % 2))
+    assert [vr for vr, _ in values.values()] == [b"UL", b"OB", b"UI", b"UI", b"UI", b"UI", b"SH", b"AE"]
