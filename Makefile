@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl cpio faketime
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jdk-headless strace postgresql prometheus rsyslog rsyslog-openssl cpio gcc libc6-dev
 
 .PHONY: demo test test-gpu faults mutants lint peers bench-batch bench-node bench-audit bench-engines bench-gpu bench-paper bench-train lock sbom clean
 
