@@ -143,7 +143,7 @@ def _senders(database: Database) -> Iterator[Check]:
     yesterday = (datetime.now(UTC) - _LOOK_BACK).isoformat(timespec="milliseconds")
     wanted = ledger.c.detail.contains(FROM_ANOTHER_ADDRESS.text) & (ledger.c.at >= yesterday)
     query = select(ledger.c.ae_title, ledger.c.detail).where(wanted).order_by(ledger.c.seq)
-    with database.begin(shared=True) as c:
+    with database.read() as c:
         found = {title: json.loads(detail)["why"] for title, detail in c.execute(query)}
     for title, why in found.items():
         yield warned(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxrnode.analyse import Analyser
-from cxrnode.errors import CxrnodeError, StorageFullError, StoreError
+from cxrnode.errors import CxrnodeError, DataDirAwayError, StorageFullError, StoreError
 from cxrnode.pool import NoWorkerError
 from cxrnode.store import unclaimed
 
@@ -92,8 +92,7 @@ class Outlast:
         now = time.monotonic()
         if self._waits_since is None:
             self._waits_since = now
-            what = "room" if self._is_full else "workers" if isinstance(error, NoWorkerError) else "the database"
-            log.error("analyse waits for %s, and then goes on by itself: %s", what, error)
+            log.error("analyse waits for %s, and then goes on by itself: %s", _awaited(error), error)
         if now - self._waits_since > self.most_s:
             self._leave(held)
             raise error
@@ -106,3 +105,8 @@ class Outlast:
             if self.notes:
                 with suppress(StorageFullError):  # then this once the attempt counts
                     unclaimed.leave(self.notes, held.owner, held.job_ids)
+
+
+def _awaited(error: CxrnodeError) -> str:
+    awaited = {StorageFullError: "room", NoWorkerError: "workers", DataDirAwayError: "the data folder"}
+    return next((what for kind, what in awaited.items() if isinstance(error, kind)), "the database")
