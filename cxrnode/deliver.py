@@ -6,6 +6,7 @@ nobody else, and a commitment delays no result. `deliver_all` runs the same send
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -40,6 +41,8 @@ _PAGE_S = 0.25  # and no new one is begun after this: what is STAT waits for no 
 _IDLE_S = 5.0  # an association is kept so long for what may come next
 _HANGS_S = 300.0  # a step of these loops waits for a peer, a minute a time
 _MOST_ERRORS = 5  # attempts at a result that end in an error of ours
+
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +176,13 @@ class Sender:
 
     def _send(self, scu: StoreScu, d: Delivery) -> None:
         path = self.root / d.made.path
-        if damage := _damage(path, d.made.sha256):
+        try:
+            damage = _damage(path, d.made.sha256)
+        except OSError as e:  # a disk that errs, too many open files: worth another try
+            why = f"its file cannot be read just now: {e.strerror}"
+            self._failed(d, why, why)
+            return
+        if damage:
             self.check()
             self._refused(d, damage, damage)
             return
@@ -391,11 +400,13 @@ def _named(d: Delivery) -> dict[str, str]:
 
 
 def _damage(path: Path, digest: str) -> str:
-    """What is wrong with the file since the node checked it; empty where nothing is. Raises DataDirAwayError."""
+    """What is wrong with the file since the node checked it; empty: nothing. Raises DataDirAwayError, OSError."""
     try:
         found = sha256(path.read_bytes()).hexdigest()
     except OSError as e:
         if e.errno in AWAY:
             raise DataDirAwayError(f"a result cannot be read just now: {e.strerror}") from e
+        if e.errno not in _MISSING:
+            raise
         return f"its file cannot be read: {e.strerror}"
     return "" if found == digest else "its file was changed since it was made"

@@ -242,6 +242,22 @@ def test_an_association_that_ends_between_two_results_costs_none_of_them_its_pla
     assert kinds(database).count("delivery_postponed") == 0
 
 
+def test_a_file_that_cannot_be_read_just_now_waits_and_holds_up_no_other(database: Database, tmp_path: Path) -> None:
+    """A disk that errs, too many open files: no fault of the result, which would else be refused for good."""
+    with faulty_pacs() as pacs:
+        odd, well = queue_up(database, tmp_path, pacs.destination, studies=range(1, 3), captures=0)
+        path = sorted((tmp_path / "dicom").rglob("*.dcm"))[0]
+        whole = path.read_bytes()
+        path.unlink()
+        path.symlink_to(path.name)  # ELOOP
+        with delivering(database, tmp_path, pacs.destination):
+            wait_for(lambda: pacs.stored[well] and "just now" in states(database, pacs.destination.key)[odd][1], 30)
+            assert states(database, pacs.destination.key)[odd][0] == PENDING
+            path.unlink()
+            path.write_bytes(whole)
+            wait_for(lambda: pacs.stored[odd], 60)
+
+
 def test_a_file_that_was_changed_or_lost_is_not_sent(database: Database, tmp_path: Path) -> None:
     with faulty_pacs() as pacs:
         changed, lost, sound = queue_up(database, tmp_path, pacs.destination, captures=2)
