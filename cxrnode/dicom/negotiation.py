@@ -119,8 +119,8 @@ def parse_request(content: bytes) -> Request | Refusal:
     if primitive.application_context_name != "1.2.840.10008.3.1.1.1":
         return CONTEXT_NAME_NOT_SUPPORTED
     return Request(
-        calling_aet=str(primitive.calling_ae_title).strip(),
-        called_aet=str(primitive.called_ae_title).strip(),
+        calling_aet=str(primitive.calling_ae_title),
+        called_aet=str(primitive.called_ae_title),
         abstract_syntaxes=frozenset(str(cx.abstract_syntax) for cx in primitive.presentation_context_definition_list),
         max_length=int(primitive.maximum_length_received or 0),
         primitive=primitive,
@@ -170,7 +170,7 @@ def declined(request: Request, accepted: Mapping[int, Context]) -> str:
 
 
 def _name(uid: str) -> str:
-    return uids.UID(uid[:64]).name
+    return uids.UID(uid).name
 
 
 def _few(names: list[str], between: str = ", ") -> str:

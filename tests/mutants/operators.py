@@ -253,7 +253,8 @@ def _of_call(node: ast.Call) -> Iterator[Change]:
     if isinstance(node.func, ast.Attribute) and node.func.attr in _CHAINED:
         yield "link of a chain removed", node, node.func.value
     orderless = ast.unparse(node.func).rpartition(".")[2] in _ORDERLESS
-    if len(node.args) > 1 and not orderless and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+    two = node.args[:2]
+    if len({ast.dump(a) for a in two}) > 1 and not orderless and not any(isinstance(a, ast.Starred) for a in two):
         swapped = ast.Call(func=node.func, args=[node.args[1], node.args[0], *node.args[2:]], keywords=node.keywords)
         yield "arguments swapped", node, swapped
     for i in range(len(node.keywords)):

@@ -20,6 +20,7 @@ from cxrnode.dicom.negotiation import (
     VERIFICATION,
     VERSION_NOT_SUPPORTED,
     Context,
+    Offer,
     Request,
     accept,
     declined,
@@ -63,6 +64,22 @@ def test_radiographs_and_secondary_captures_are_taken() -> None:
 
 
 # -- the request
+
+
+def test_titles_are_read_without_their_padding_and_uids_have_64_characters() -> None:
+    padded = associate_rq((1, "1." + "2" * 62, IMPLICIT)).replace(PACS.ljust(16).encode(), PACS.center(16).encode())
+    request = parse_request(padded[6:])
+    assert isinstance(request, Request)
+    assert request.calling_aet == PACS
+    assert request.abstract_syntaxes == {"1." + "2" * 62}
+    for contexts in ((1, "1." + "2" * 63, IMPLICIT), (1, CR, "1." + "2" * 63)):
+        with pytest.raises(ValueError, match="64 characters"):
+            parse_request(associate_rq(contexts)[6:])
+
+
+def test_an_offer_tells_nothing_by_itself() -> None:
+    offer = Offer(contexts=[], idle_timeout_s=1.0)
+    assert (offer.tell, offer.detail) == (False, "")
 
 
 def test_a_request_is_read_as_it_is_meant() -> None:

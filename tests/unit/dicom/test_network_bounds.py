@@ -70,7 +70,8 @@ def test_pdus_come_whole_and_one_by_one(sockets: tuple[socket.socket, socket.soc
 @pytest.mark.parametrize(
     ("sent", "reason", "what"),
     [(pdu(4, b"x" * 11), 6, "a PDU of 11 bytes"), (pdu(1, b""), 2, "PDU type 0x01"), (pdu(7, b""), 2, "PDU type 0x07"),
-     (pdu(8, b""), 1, "PDU type 0x08"), (pdu(0, b""), 1, "PDU type 0x00"), (b"\x16\x03\x01\2\0\1", 1, TLS_HERE),
+     (pdu(8, b""), 1, "PDU type 0x08"), (pdu(0, b""), 1, "PDU type 0x00"), (b"X-HTTP", 1, "PDU type 0x58"),
+     (b"\x16\x03\x01\2\0\1", 1, TLS_HERE),
      *[(verb + b" / HTTP/1.1", 1, HTTP_HERE) for verb in (b"GET", b"HEAD", b"POST", b"OPTIONS")]],
     ids=ascii,
 )  # fmt: skip

@@ -154,6 +154,22 @@ def test_a_file_is_sent_as_it_is_where_the_peer_takes_it_so(tmp_path: Path, synt
     assert path.read_bytes().endswith(got[0][1]) is (dcmread(path).file_meta.TransferSyntaxUID == syntax)
 
 
+def test_not_a_byte_of_a_file_is_written_anew(tmp_path: Path) -> None:
+    """Elements in an order that no encoder would give them."""
+    got: list[bytes] = []
+
+    def store(event: Any) -> int:
+        got.append(event.request.DataSet.getvalue())
+        return 0
+
+    path = film(tmp_path)
+    last, first = b"\x20\0\x10\0SH\2\0B ", b"\x10\0\x10\0PN\2\0A "
+    path.write_bytes(path.read_bytes() + last + first)
+    with pacs(store=store) as (there, _), scu(there) as sender:
+        assert sender.send(path).status == 0
+    assert got[0].endswith(last + first)
+
+
 def test_what_the_peer_says_is_in_the_answer(tmp_path: Path) -> None:
     def store(_event: Any) -> Dataset:
         status = Dataset()

@@ -78,6 +78,13 @@ def test_each_pdu_has_the_whole_buffer(ends: tuple[socket.socket, socket.socket]
         sender.join()
 
 
+def test_the_beginning_of_a_pdu_is_kept_where_the_buffer_ends_inside_it() -> None:
+    contents = [bytes([n]) * 400_000 for n in range(1, 6)]
+    sock: Any = Dripping(Clock(), b"".join(pdu(4, content) for content in contents), 100_000, 0.0)
+    wire = Wire(sock, 30.0)
+    assert [bytes(wire.read_pdu({4: 400_000})[1]) for _ in contents] == contents
+
+
 def test_a_wait_may_be_set_anew(ends: tuple[socket.socket, socket.socket]) -> None:
     wire = Wire(ends[0], 60.0)
     wire.set_timeout(0.05)
