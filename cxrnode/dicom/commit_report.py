@@ -53,8 +53,6 @@ def report_commitment(
                 _information(transaction_uid, kept, missing), _SOME_MISSING if missing else _ALL_KEPT,
                 StorageCommitmentPushModel, StorageCommitmentPushModelInstance,
             )  # fmt: skip
-    except ValueError as e:
-        raise SendError(f"not accepted: {e}") from e
     except RuntimeError as e:  # it was ended meanwhile
         raise SendError("the association is gone") from e
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from cxrnode.dicom import commit_report, requestor
@@ -38,7 +39,10 @@ def report(port: int, kept: Sequence[Reference] = KEPT, missing: Sequence[Any] =
 
 @contextmanager
 def requester(
-    answer: Callable[[Any], Any] = lambda _: 0, *, of: str = StorageCommitmentPushModel
+    answer: Callable[[Any], Any] = lambda _: 0,
+    *,
+    of: str = StorageCommitmentPushModel,
+    accepted: Callable[[Any], object] = lambda _: None,
 ) -> Iterator[tuple[int, list[Any]]]:
     """A peer that asked for commitment: its port, and what happened there."""
     seen: list[Any] = []
@@ -52,7 +56,9 @@ def requester(
 
     server = ae.start_server(
         (HOST, port := free_port()), block=False,
-        evt_handlers=[(evt.EVT_N_EVENT_REPORT, take), (evt.EVT_RELEASED, seen.append)],
+        evt_handlers=[
+            (evt.EVT_N_EVENT_REPORT, take), (evt.EVT_RELEASED, seen.append), (evt.EVT_ACCEPTED, accepted),
+        ],
     )  # fmt: skip
     assert server is not None
     try:
@@ -119,6 +125,19 @@ def test_an_answer_that_is_no_success_is_said() -> None:
 def test_a_peer_that_aborts_gave_no_answer() -> None:
     with requester(lambda event: event.assoc.abort()) as (port, _):
         assert refusal(port) == "no answer to N-EVENT-REPORT"
+
+
+def test_an_association_that_ends_before_anything_is_said_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = commit_report._information
+
+    def late(*what: Any) -> Any:
+        await_true(lambda: not [t for t in threading.enumerate() if isinstance(t, Association) and t.is_requestor])
+        return real(*what)
+
+    monkeypatch.setattr(commit_report, "_information", late)
+    with requester(accepted=lambda event: event.assoc.abort()) as (port, seen):
+        assert refusal(port) == "the association is gone"
+    assert seen == []
 
 
 def test_nothing_can_be_said_to_who_takes_no_commitment_rejects_or_is_away() -> None:

@@ -178,8 +178,11 @@ def test_a_peer_that_says_nothing_holds_it_up_no_longer_than_it_is_told(stage: s
     assert time.monotonic() - began < 20
 
 
-def test_a_peer_that_stops_reading_holds_it_up_no_longer_than_it_is_told(tmp_path: Path) -> None:
+def test_a_peer_that_stops_reading_holds_it_up_no_longer_than_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor does it keep the sender from giving up: pynetdicom's own socket waits for ever."""
+    monkeypatch.setattr(requestor, "_GRACE_S", 60.0)  # after which it would be torn down anyway
     path, over = film(tmp_path, filler=30_000_000), threading.Event()
     began = time.monotonic()
     with accepting(lambda _: over.wait(60)) as there:

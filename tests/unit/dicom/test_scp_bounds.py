@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,23 @@ def test_a_connection_that_cannot_be_accepted_is_said_and_the_next_one_is_served
         assert read(raw)[0] == ACCEPTED
         assert time.monotonic() - began >= 0.3
     assert node.log.lines == [("cannot accept connections: Too many open files", "listener", "accept", {})] * 3
+
+
+def test_many_may_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the system lets wait by default, while none is accepted."""
+    real, go_on = socket.socket.accept, threading.Event()
+
+    def accept(server: socket.socket) -> Any:
+        go_on.wait(60)
+        return real(server)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    with listening(tmp_path) as node, ExitStack() as stack:
+        stack.callback(go_on.set)
+        for _ in range(200):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(20)
+            waiting.connect((HOST, node.listener.port))
 
 
 def test_a_connection_that_gets_no_thread_is_ended_and_the_next_one_is_served(

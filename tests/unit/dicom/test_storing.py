@@ -109,6 +109,17 @@ def test_the_disk_begins_while_more_arrives(tmp_path: Path, monkeypatch: pytest.
     assert storing._ASK_AGAIN_BYTES == 1 << 25  # of a data set, between two looks at the room
 
 
+def test_room_is_asked_for_once_in_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "_ASK_AGAIN_BYTES", 10_000)
+    op = operation(tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(op, "_has_room", lambda: asked.append(op._size - op._at) or True)  # type: ignore[func-returns-value]
+    for _ in range(100):
+        op.write(memoryview(bytes(1000)))
+    op.discard()
+    assert asked == list(range(10_000, 100_000, 11_000))
+
+
 def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data)[:100]))
