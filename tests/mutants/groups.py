@@ -33,10 +33,14 @@ GROUPS = {
         ("tests/contract/test_store.py", "tests/contract/test_queue_bounds.py", "tests/contract/test_studies_bounds.py",
          "tests/contract/test_outbox.py", "tests/contract/test_outbox_bounds.py", "tests/unit/store"),
     ),
-    "retention": Group(("cxrnode/retention.py",), ("tests/unit/test_retention.py",)),
+    "retention": Group(
+        ("cxrnode/retention.py", "cxrnode/clock.py"), ("tests/unit/test_retention.py", "tests/unit/test_clock.py")
+    ),
     "analyse": Group(
-        ("cxrnode/analyse.py", "cxrnode/in_hand.py", "cxrnode/outcomes.py", "cxrnode/duplicates.py"),
-        ("tests/unit/test_analyse_bounds.py", "tests/unit/test_in_hand.py", "tests/unit/test_analyse.py"),
+        ("cxrnode/analyse.py", "cxrnode/in_hand.py", "cxrnode/outcomes.py", "cxrnode/duplicates.py",
+         "cxrnode/outlast.py"),
+        ("tests/unit/test_analyse_bounds.py", "tests/unit/test_in_hand.py", "tests/unit/test_analyse.py",
+         "tests/unit/test_outlast.py"),
     ),
     "network": Group(
         tuple(f"cxrnode/dicom/{name}.py" for name in _NETWORK),
