@@ -125,7 +125,7 @@ def test_killed_at_each_named_point(pair: tuple[Node, Orthanc], tmp_path: Path) 
 
     def until_restarted(stage: str) -> None:
         old = stages[stage]
-        old.wait(20)
+        old.wait(60)
         poll(lambda: node.stages().get(stage) not in (None, old))
         stages.update(node.stages())
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
 
@@ -23,6 +24,7 @@ from cxrnode.live_tls import LiveTls
 from cxrnode.patience import Patience
 from cxrnode.serve import run_deliver
 from cxrnode.store import ledger
+from cxrnode.store.data_dir import establish
 from cxrnode.store.database import Database
 from cxrnode.store.queue import Queue
 from tests.interop.conftest import require
@@ -166,7 +168,10 @@ def test_a_node_with_audit_syslog_sends_it_all(tmp_path: Path, rsyslog: Rsyslog,
     config, stopping = load_config(tmp_path / "cxrnode.toml"), threading.Event()
     tls = LiveTls(config.tls_tables)
     with closing(lived(tmp_path / "ledger.sqlite")) as database:
-        stage = threading.Thread(target=run_deliver, args=(config, database, stopping), kwargs={"tls": tls})
+        (tmp_path / "spool").mkdir()  # where what it received would lie
+        data_dir = establish(database, tmp_path, make=True)
+        work = partial(run_deliver, config, database, data_dir, stopping, tls=tls)
+        stage = threading.Thread(target=work)
         stage.start()
         until(lambda: len(rsyslog.lines()) > 10)
         stopping.set()  # it confirms what it has sent

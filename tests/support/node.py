@@ -23,7 +23,7 @@ from cxrnode.dicom.requestor import TidyAE
 from cxrnode.store.database import Database
 from tests.support.orthanc import free_port
 
-START_SECONDS = 40.0
+START_SECONDS = 90.0
 SENDER = "PACS"
 
 

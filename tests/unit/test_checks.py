@@ -74,7 +74,6 @@ def test_when_it_no_longer_hangs_the_next_answer_is_fresh(hanging: Hanging) -> N
     deadline = time.monotonic() + 20
     while asked()["reasons"]:  # its thread still ends
         assert time.monotonic() < deadline
-    assert hanging.asked >= 2
 
 
 def test_an_answer_never_tells_of_a_time_before_the_question() -> None:

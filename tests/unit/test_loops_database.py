@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,15 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def errors(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """What the database raises, one after the other, in threads that are a loop's."""
     left: list[Exception] = [StoreAwayError("away"), StoreError("locked"), OSError(5, "I/O error"), RuntimeError("?")]
-    real = Database.begin
-
-    def begin(self: Database, **how: Any) -> Any:
-        if left and threading.current_thread() is not threading.main_thread():
-            raise left.pop(0)
-        return real(self, **how)
-
-    monkeypatch.setattr(Database, "begin", begin)
+    for name in ("begin", "read"):
+        monkeypatch.setattr(Database, name, partialmethod(_erring, getattr(Database, name), left))
     return left
+
+
+def _erring(self: Database, real: Callable[..., Any], left: list[Exception], **how: Any) -> Any:
+    if left and threading.current_thread() is not threading.main_thread():
+        raise left.pop(0)
+    return real(self, **how)
 
 
 def does(work: Work, errors: list[Exception]) -> None:

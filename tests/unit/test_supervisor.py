@@ -97,7 +97,8 @@ def test_a_stage_that_hangs_is_ended_with_its_stacks_and_starts_again(
             await_true(lambda: supervisor.deaths["hangs"] == 1 and not supervisor.down)
             started.append(supervisor.since("hangs"))
         finally:
-            for _ in range(2):  # it does not drain
+            for n in range(2):  # it does not drain; two that wait to be taken would be one
+                await_true(lambda seen=n: supervisor._signals == seen)  # type: ignore[misc]
                 os.kill(os.getpid(), signal.SIGTERM)
 
     watcher = threading.Thread(target=watch)
