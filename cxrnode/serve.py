@@ -111,6 +111,8 @@ def _run_stage(
     config: Config, stage: str, database: Database, data_dir: DataDir, stopping: threading.Event, *, tls: LiveTls,
     reload: Loop,
 ) -> None:  # fmt: skip
+    if stage == "analyse":
+        os.nice(_ANALYSE_NICE)  # and so its workers and the engine
     watermark = config.receive.disk_watermark_mb * 2**20 if stage == "intake" else 0
     writable = Writable(stage=stage, database=database, data_dir=data_dir.path, watermark_bytes=watermark)
     run: Mapping[str, Callable[[Config, Database, DataDir, threading.Event], None]] = {
@@ -302,7 +304,6 @@ def run_analyse(
     from cxrnode.workers import Output  # noqa: PLC0415
     from engines.bundle import Code, load_bundle  # noqa: PLC0415
 
-    os.nice(_ANALYSE_NICE)  # and so its workers and the engine
     analyse, workers = config.analyse, default_workers()
     begin = partial(configure, form=config.log.format, level=config.log.level, stage="analyse")  # in each worker
     bundle, queue, studies = load_bundle(analyse.bundle), Queue("analyse"), Studies("analyse")

@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 from sqlalchemy import Connection, text
 
-from cxrnode.errors import StorageFullError, StoreError
+from cxrnode.errors import StorageFullError, StoreAwayError, StoreError
 from cxrnode.store.database import Database
 from cxrnode.store.schema import settings
 from tests.support.postgres import PASSWORD, Postgres
@@ -202,3 +202,43 @@ def test_a_new_file_needs_no_alembic(tmp_path: Path) -> None:
         "sys.exit('alembic' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.sqlite")], check=True)
+
+
+def test_what_the_server_and_the_connection_are_told(postgres: Postgres) -> None:
+    """Committed is on disk, and what hangs ends by itself, at the server or on the way to it."""
+    url = postgres.new_database()
+    database = Database(url)
+    names = (
+        "synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout",
+        "default_transaction_read_only",
+    )  # fmt: skip
+    with database.begin() as c:
+        told = [str(c.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in names]
+        raw = c.connection.dbapi_connection
+        assert raw
+        way = raw.info.get_parameters()
+    assert told == ["on", "1min", "30s", "20s", "off"]
+    bounds = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    assert [way[name] for name in bounds] == ["10", "30", "10", "3", "30000"]
+    reader = Database(url, read_only=True)
+    with reader.begin() as c:
+        assert c.exec_driver_sql("SHOW default_transaction_read_only").scalar_one() == "on"
+        assert c.exec_driver_sql("SHOW statement_timeout").scalar_one() == "0"
+    reader.close()
+    database.close()
+
+
+def test_what_only_reads_cannot_write(where: Path | str) -> None:
+    database = Database(where)
+    with pytest.raises(StoreError), database.read() as c:
+        put(c, "written")
+    put_all(database, "kept")  # on the same connection, where it is used again
+    assert keys(database) == {"kept"}
+    database.close()
+
+
+def test_a_server_that_is_away_is_told_with_what_to_look_at() -> None:
+    with pytest.raises(StoreAwayError, match=r"nobody on this host .*Is the server up, and may this user make and"):
+        Database("postgresql+psycopg://u:p@/nobody?host=/nowhere")
+    with pytest.raises(StoreAwayError, match="Is the server up, and may this user read tables there"):
+        Database("postgresql+psycopg://u:p@/nobody?host=/nowhere", read_only=True)
