@@ -36,7 +36,8 @@ def check_data_dir(folder: Path) -> None:
             raise ConfigError(f"{said} may not create it in {above}{_why(above)}: {mend}")
         return
     for path in (folder, *_entries(folder)):
-        if not _writable(path):
+        there = _identity(path)
+        if not _writable(path) and there and _identity(path) == there:  # one that goes meanwhile is a running node's
             what = "it" if path == folder else path.name + " in it"
             raise ConfigError(f"{said} may not write to {what}{_why(path)}: {_mend(path, folder)}")
 
@@ -185,6 +186,15 @@ def _exists(path: Path) -> bool:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if os.access(folder, os.R_OK | os.X_OK, effective_ids=True) else []
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same as long as it is the same file."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _writable(path: Path) -> bool:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def tell_refused(told: SparseLog, peer: Peer, sop_instance_uid: str, status: int, why: str) -> None:
     """Say in the log that an image was refused."""
     if status == OUT_OF_RESOURCES:
-        why += "; /readyz says what is wrong with the node: no room, the disk, the database"
+        why += "; /readyz says what is wrong: less free space than receive.disk_watermark_mb, the disk, the database?"
     told.warning(
         log, f"refused an image of {peer.calling_aet} at {peer.host} with 0x{status:04X}: {why}", whose=peer,
         kind=f"0x{status:04X}", calling_aet=peer.calling_aet, host=peer.host, status=f"0x{status:04X}",
