@@ -101,7 +101,10 @@ def run_stage(config: Config, stage: str, stopping: threading.Event, *, file: Pa
                 c, "stage_started", actor=stage, software=__version__, host=socket.gethostname(), user=os_user(),
                 configuration=config.digest,
             )  # fmt: skip
-        monitor = None if supervised else stack.enter_context(_pages(config, Alone(stage=stage), folder, data_dir))
+        monitor = None
+        if not supervised:
+            own = stack.enter_context(open_database(config))
+            monitor = stack.enter_context(_pages(config, own, Alone(stage=stage), folder, data_dir))
         _run_stage(config, stage, database, data_dir, stopping, tls=tls, reload=_reload(file, tls, monitor))
         with database.begin() as c:
             ledger.append(c, "stage_stopped", actor=stage)
@@ -129,13 +132,12 @@ def _run_stage(
 
 @contextmanager
 def _pages(
-    config: Config, supervisor: Supervisor | Alone, measured: Path | None, data_dir: DataDir | None
+    config: Config, database: Database, supervisor: Supervisor | Alone, measured: Path | None, data_dir: DataDir | None
 ) -> Iterator[Monitor]:
-    """/healthz, /readyz and /metrics, on a connection to the database of their own."""
-    with open_database(config) as database:
-        monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=measured, data_dir=data_dir)
-        with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
-            yield monitor
+    """/healthz, /readyz and /metrics. database: no stage's, whose own writes `Writable` watches."""
+    monitor = Monitor(config=config, database=database, supervisor=supervisor, measured=measured, data_dir=data_dir)
+    with HealthServer(config.http.bind, config.http.port, asked=monitor.asked, metrics=monitor.metrics):
+        yield monitor
 
 
 def _reload(file: Path, tls: LiveTls, monitor: Monitor | None) -> Loop:
@@ -454,7 +456,10 @@ def run_node(config: Config, supervisor: Supervisor) -> int:
                 c, "configuration_loaded", actor="node", software=__version__, host=socket.gethostname(),
                 user=os_user(), configuration=config.digest,
             )  # fmt: skip
-        with metrics.shared_folder(supervisor.stages) as folder, _pages(config, supervisor, folder, there) as monitor:
+        with (
+            metrics.shared_folder(supervisor.stages) as folder,
+            _pages(config, database, supervisor, folder, there) as monitor,
+        ):
 
             def hang_up() -> None:
                 if fresh := _read_anew(supervisor.config):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,8 @@ import pytest
 from pynetdicom import AE
 
 from tests.support.awaiting import await_true, film, study_uid
-from tests.support.node import SENDER, Node
+from tests.support.node import SENDER, Node, running_node
+from tests.support.small_disk import fill, small_disk
 
 OUT_OF_RESOURCES = 0xA700
 
@@ -22,29 +21,8 @@ OUT_OF_RESOURCES = 0xA700
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node that runs on a real file system of 24 MB of its own."""
     node = Node(folder=tmp_path / "node", quiet_s=2.0)
-    node.data_dir.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(node.data_dir)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    try:
-        node.start()
+    with small_disk(node.data_dir, "size=24m"), running_node(node):
         yield node
-    finally:
-        node.kill()
-        subprocess.run(["umount", "-l", str(node.data_dir)], check=False)
-
-
-def fill(node: Node) -> Path:
-    """Take all the room there is, to the last byte."""
-    filler = node.data_dir / "filler"
-    with filler.open("wb", buffering=0) as f:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while f.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
-    return filler
 
 
 def partial_files(node: Node) -> list[Path]:
@@ -72,7 +50,7 @@ def echo(node: Node) -> Any:
 def test_full_while_it_receives(node: Node, tmp_path: Path) -> None:
     assert node.send(film(tmp_path, 1)) == [0]
     await_true(lambda: reported(node, 1), lambda: node.log[-3000:])
-    filler = fill(node)
+    filler = fill(node.data_dir)
     assert node.send(film(tmp_path, 2), film(tmp_path, 3)) == [OUT_OF_RESOURCES] * 2
     assert echo(node) == 0
     assert not partial_files(node)
@@ -89,7 +67,7 @@ def test_full_to_the_last_byte_without_a_watermark(node: Node, tmp_path: Path) -
     node.stop()
     node.watermark_mb = 0
     node.start()
-    filler = fill(node)
+    filler = fill(node.data_dir)
     assert set(node.send(film(tmp_path, 1), film(tmp_path, 2))) == {OUT_OF_RESOURCES}
     assert echo(node) == 0
     assert not partial_files(node)
@@ -100,7 +78,7 @@ def test_full_to_the_last_byte_without_a_watermark(node: Node, tmp_path: Path) -
 
 def test_full_while_it_reports(node: Node, tmp_path: Path) -> None:
     assert node.send(film(tmp_path, 1), film(tmp_path, 2)) == [0, 0]
-    filler = fill(node)  # well within the time that a study must be quiet
+    filler = fill(node.data_dir)  # well within the time that a study must be quiet
     waits = "analyse waits for room, and then goes on by itself"
     await_true(lambda: waits in node.log, lambda: node.log[-3000:])
     time.sleep(12.0)  # it tries more often meanwhile than an image may fail
@@ -119,7 +97,7 @@ def test_full_while_it_reports(node: Node, tmp_path: Path) -> None:
 def test_room_above_the_watermark_and_none_for_a_film(node: Node, tmp_path: Path) -> None:
     """Free space says that all is well, and every film is refused: so does /readyz, until a film would fit."""
     size = film(tmp_path, 1).stat().st_size
-    filler = fill(node)
+    filler = fill(node.data_dir)
     with filler.open("r+b") as f:
         f.truncate(filler.stat().st_size - (1 << 20) - size // 2)
     assert node.send(film(tmp_path, 1)) == [OUT_OF_RESOURCES]

@@ -17,9 +17,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import pytest
+
 from tests.trouble import clock, database, disk, peers, processes
 from tests.trouble.account import HEAD
-from tests.trouble.scene import NotHereError
 
 SCENES = {
     f.__name__: f
@@ -43,7 +44,7 @@ def _played(name: str, keep: Path | None) -> bool:
         folder.mkdir(parents=True)
         try:
             found = SCENES[name](folder)
-        except NotHereError as e:
+        except pytest.skip.Exception as e:  # this machine cannot make that trouble
             print(f"| {name} | not played: {e} |", flush=True)
             return True
         except Exception:  # noqa: BLE001 (the next one is played all the same)

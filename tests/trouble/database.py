@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 
 from tests.support.postgres import Postgres
+from tests.support.small_disk import fill, small_disk
 from tests.support.sqlite import locked
 from tests.trouble.account import Account
-from tests.trouble.scene import on_postgresql, scene, small_disk
+from tests.trouble.scene import on_postgresql, scene
 
-_BEFORE_S, _TROUBLE_S, _AFTER_S = 5.0, 45.0, 5.0  # longer than a sender may have to wait for its answer
+_TROUBLE_S = 45.0  # longer than a sender may have to wait for its answer
 _RESTARTS = 10
 
 
@@ -26,7 +27,7 @@ def postgresql_restarted(folder: Path) -> Account:
     with on_postgresql(folder) as (play, server):
         with play.load.going_on():
             for _ in range(_RESTARTS):
-                time.sleep(_BEFORE_S)
+                time.sleep(5.0)
                 server.server.stop()
                 time.sleep(1.0)
                 server.start()
@@ -35,51 +36,23 @@ def postgresql_restarted(folder: Path) -> Account:
 
 def postgresql_away(folder: Path) -> Account:
     with on_postgresql(folder) as (play, server):
-        with play.load.going_on():
-            time.sleep(_BEFORE_S)
-            server.server.stop()
-            time.sleep(_TROUBLE_S)
-            server.start()
-            time.sleep(_AFTER_S)
-        return play.judged(f"PostgreSQL away for {_TROUBLE_S:.0f} s")
+        return play.through(f"PostgreSQL away for {_TROUBLE_S:.0f} s", _stopped(server), _TROUBLE_S)
 
 
 def postgresql_killed(folder: Path) -> Account:
     with on_postgresql(folder) as (play, server):
-        with play.load.going_on():
-            time.sleep(_BEFORE_S)
-            for process in _family(server):
-                os.kill(process.pid, signal.SIGKILL)
-            assert server.server.process
-            server.server.process.wait()
-            time.sleep(3.0)
-            server.start()
-            time.sleep(_AFTER_S)
-        return play.judged("PostgreSQL killed")
+        return play.through("PostgreSQL killed", _killed(server), 3.0)
 
 
 def postgresql_frozen(folder: Path) -> Account:
     """Its processes stand still: connections stay, and nothing answers."""
     with on_postgresql(folder) as (play, server):
-        with play.load.going_on():
-            time.sleep(_BEFORE_S)
-            with _frozen(server):
-                time.sleep(_TROUBLE_S)
-            time.sleep(_AFTER_S)
-        return play.judged(f"PostgreSQL frozen for {_TROUBLE_S:.0f} s")
+        return play.through(f"PostgreSQL frozen for {_TROUBLE_S:.0f} s", server.server.frozen(), _TROUBLE_S)
 
 
 def postgresql_locked(folder: Path) -> Account:
-    """Another session holds every table, as a dump or an index build gone wrong does."""
     with on_postgresql(folder) as (play, server):
-        with play.load.going_on():
-            time.sleep(_BEFORE_S)
-            with server.connect("test0") as other, other.transaction():
-                for table in ("ledger", "job", "instance", "study", "delivery"):
-                    other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-                time.sleep(_TROUBLE_S)
-            time.sleep(_AFTER_S)
-        return play.judged(f"PostgreSQL locked for {_TROUBLE_S:.0f} s")
+        return play.through(f"PostgreSQL locked for {_TROUBLE_S:.0f} s", _locked(server), _TROUBLE_S)
 
 
 def postgresql_full(folder: Path) -> Account:
@@ -90,35 +63,18 @@ def postgresql_full(folder: Path) -> Account:
             path.chmod(path.stat().st_mode | 0o011)
         shutil.chown(disk, "nobody", "nogroup")
         with on_postgresql(folder, tablespace=disk) as (play, _):
-            with play.load.going_on():
-                time.sleep(_BEFORE_S)
-                with filled(disk):
-                    time.sleep(_TROUBLE_S)
-                time.sleep(_AFTER_S)
-            return play.judged("PostgreSQL's disk full")
+            return play.through("PostgreSQL's disk full", filled(disk), _TROUBLE_S)
 
 
 def sqlite_locked(folder: Path) -> Account:
     with scene(folder) as play:
-        with play.load.going_on():
-            time.sleep(_BEFORE_S)
-            with locked(play.node.data_dir / "ledger.sqlite"):
-                time.sleep(_TROUBLE_S)
-            time.sleep(_AFTER_S)
-        return play.judged(f"SQLite locked for {_TROUBLE_S:.0f} s")
+        trouble = locked(play.node.data_dir / "ledger.sqlite")
+        return play.through(f"SQLite locked for {_TROUBLE_S:.0f} s", trouble, _TROUBLE_S)
 
 
 @contextmanager
 def filled(disk: Path) -> Iterator[None]:
-    """To the last byte."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as f:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while f.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
+    filler = fill(disk)
     try:
         yield
     finally:
@@ -126,21 +82,31 @@ def filled(disk: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(server: Postgres) -> Iterator[None]:
-    family = _family(server)
-    for process in family:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in family:
-            process.resume()
+def _stopped(server: Postgres) -> Iterator[None]:
+    server.server.stop()
+    yield
+    server.start()
 
 
-def _family(server: Postgres) -> list[psutil.Process]:
+@contextmanager
+def _killed(server: Postgres) -> Iterator[None]:
+    """All its processes at once, from outside."""
     assert server.server.process
     parent = psutil.Process(server.server.process.pid)
-    return [parent, *parent.children(recursive=True)]
+    for process in (parent, *parent.children(recursive=True)):
+        os.kill(process.pid, signal.SIGKILL)
+    server.server.process.wait()
+    yield
+    server.start()
+
+
+@contextmanager
+def _locked(server: Postgres) -> Iterator[None]:
+    """Another session holds every table, as a dump or an index build gone wrong does."""
+    with server.connect("test0") as other, other.transaction():
+        for table in ("ledger", "job", "instance", "study", "delivery"):
+            other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield
 
 
 SCENES = (

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from tests.support.postgres import Postgres, running_postgres
 from tests.trouble.account import Account, account, seconds_to_ready, settle
 from tests.trouble.load import Load
 
-
-class NotHereError(Exception):
-    """This trouble cannot be made on this machine; the text says what it wants."""
+_BEFORE_S = _AFTER_S = 5.0
 
 
 @dataclass(kw_only=True)
@@ -25,6 +22,15 @@ class Scene:
     node: Node
     load: Load
     pacs: FaultyPacs
+
+    def through(self, name: str, trouble: AbstractContextManager[object], seconds: float) -> Account:
+        """Load before the trouble, while it lasts and after it; and what came of it."""
+        with self.load.going_on():
+            time.sleep(_BEFORE_S)
+            with trouble:
+                time.sleep(seconds)
+            time.sleep(_AFTER_S)
+        return self.judged(name)
 
     def judged(self, name: str) -> Account:
         """The trouble is over and the load has ended: wait until the node is ready and done, and judge."""
@@ -59,18 +65,3 @@ def on_postgresql(folder: Path, *, tablespace: Path | None = None) -> Iterator[t
     with running_postgres() as server, ExitStack() as stack:
         url = server.new_database(tablespace=tablespace)
         yield stack.enter_context(scene(folder, database=url)), server
-
-
-@contextmanager
-def small_disk(at: Path, options: str) -> Iterator[None]:
-    """A file system of its own, of tmpfs."""
-    if os.geteuid():
-        raise NotHereError("a file system of its own wants root")
-    at.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)]
-    if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
-        raise NotHereError(f"cannot mount a small file system: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(at)], check=False)

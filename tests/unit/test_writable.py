@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +16,7 @@ from cxrnode.store import ledger
 from cxrnode.store.database import Database
 from cxrnode.writable import FILES, ROWS, Writable, failing, prove_file
 from tests.support.awaiting import await_true
+from tests.support.small_disk import small_disk
 from tests.support.sqlite import locked
 
 MB = 1 << 20
@@ -42,12 +41,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=10", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=False)
+    with small_disk(folder, "size=8m,nr_inodes=10"):
+        yield folder
 
 
 def resumed(database: Database) -> list[str]:

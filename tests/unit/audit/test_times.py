@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -16,16 +14,7 @@ from cxrnode.errors import CxrnodeError
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-@pytest.mark.usefixtures("berlin")
+@pytest.mark.usefixtures("in_berlin")
 @pytest.mark.parametrize(
     ("text", "start", "end"),
     [
@@ -55,7 +44,7 @@ def test_what_is_a_time(text: str, start: str, end: str | None) -> None:
     assert stored(parse_time(text, now=NOW, end=True)) == end or start
 
 
-@pytest.mark.usefixtures("berlin")
+@pytest.mark.usefixtures("in_berlin")
 def test_people_see_their_own_zone() -> None:
     assert local(NOW) == "2026-11-22 13:00:00.000+01:00"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -97,15 +95,6 @@ def test_times_are_the_source_s_zone_s_where_it_has_one(zone: str, date: str, cl
         assert (ds.ContentDate, ds.ContentTime) == (ds.InstanceCreationDate, ds.InstanceCreationTime) == (date, clock)
         assert ds.get("TimezoneOffsetFromUTC") == told
         assert ds.ContributingEquipmentSequence[0].ContributionDateTime == "20261121221507.123456+0100"
-
-
-@pytest.fixture
-def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.usefixtures("in_berlin")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import training.fit as module
-from tests.unit.training.test_cache import file_size_limit, small_disk
+from tests.support.small_disk import small_disk
+from tests.unit.training.test_cache import file_size_limit
 from training import command
 from training.checkpoint import CHECKPOINT, RECIPE, SPLIT, load_run
 from training.datasets import Part, Sample, load_index
@@ -240,7 +241,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_the_last_one(
     usage, before = shutil.disk_usage(tmp_path), contents(begun)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     room = sum(map(len, before.values())) + len(before[CHECKPOINT]) // 2 + 512 * 1024  # and the cache
-    with small_disk(tmp_path / "disk", str(room)):
+    with small_disk(tmp_path / "disk", f"size={room}"):
         run = Path(shutil.copytree(begun, tmp_path / "disk" / "run"))
         with pytest.raises(RecipeError, match=r"cannot write .*checkpoint\.pt .*make room"):
             fit(recipe, data, run)

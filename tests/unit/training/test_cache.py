@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import training.cache as module
 from engines.bundle import InputShape
 from engines.preprocess import prepare
 from tests.support.processes import at_once
+from tests.support.small_disk import small_disk
 from training.cache import decoded
 from training.datasets import Part, Sample, read_grey
 from training.recipe import RecipeError
@@ -146,23 +145,10 @@ def test_a_file_size_limit_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -
     assert len(decoded(tmp_path, samples, SHAPE, tmp_path / "cache")) == 6
 
 
-@contextmanager
-def small_disk(disk: Path, size: str) -> Iterator[None]:
-    """A real file system of `size`, at the new folder `disk`."""
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
-
-
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     """A write to mapped memory that finds no room would end the process."""
     samples, disk = make_images(tmp_path), tmp_path / "small"
-    with small_disk(disk, "128k"):
+    with small_disk(disk, "size=128k"):
         with pytest.raises(RecipeError, match=r"cannot write .*No space left"):
             decoded(tmp_path, samples * 100, SHAPE, disk)
         assert not list(disk.iterdir())
